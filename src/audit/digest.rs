@@ -57,12 +57,12 @@ impl DigestKey {
         signed: Option<Hash>,
     ) -> io::Result<Self> {
         let path = dir.join(Self::FILE);
-        let kept = match Self::read(&path) {
+        let stored = match Self::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             other => Some(other?),
         };
-        let bytes = match &kept {
-            Some(kept) => Self::unsealed(kept, cipher)
+        let bytes = match &stored {
+            Some(stored) => Self::unsealed(stored, cipher)
                 .map_err(|fault| io::Error::other(format!("{}: {fault}", path.display())))?,
             None => random()?,
         };
@@ -77,7 +77,7 @@ impl DigestKey {
             return Err(refused(&format!("a key of {BYTES} bytes")));
         }
         let key = Self::from_bytes(&bytes)?;
-        match (&kept, signed) {
+        match (&stored, signed) {
             (Some(_), Some(signed)) if key.fingerprint() != signed => {
                 return Err(refused("the key that the newest checkpoint names"));
             }
@@ -87,11 +87,11 @@ impl DigestKey {
             ),
             _ => {}
         }
-        let current = match (&kept, cipher) {
+        let current = match (&stored, cipher) {
             (None, _) => false,
-            (Some(kept), None) => kept.len() == BYTES,
-            (Some(kept), Some(cipher)) => {
-                kept.len() > BYTES && Cipher::needs(kept) == Some(cipher.id())
+            (Some(stored), None) => stored.len() == BYTES,
+            (Some(stored), Some(cipher)) => {
+                stored.len() > BYTES && Cipher::needs(stored) == Some(cipher.id())
             }
         };
         if !current {
@@ -118,11 +118,11 @@ impl DigestKey {
 
     /// Reads the key of the store in `dir`, or of a copy of it. Ignores the file's mode.
     pub(super) fn find(dir: &Path, cipher: Option<&Cipher>) -> io::Result<Option<Self>> {
-        let kept = match fs::File::open(dir.join(Self::FILE)).and_then(bytes_of) {
+        let stored = match fs::File::open(dir.join(Self::FILE)).and_then(bytes_of) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
-        let bytes = Self::unsealed(&kept, cipher).map_err(io::Error::other)?;
+        let bytes = Self::unsealed(&stored, cipher).map_err(io::Error::other)?;
         if bytes.len() != BYTES {
             return Err(io::Error::other(format!("it is not a key of {BYTES} bytes")));
         }
@@ -131,8 +131,8 @@ impl DigestKey {
 
     /// Whether the key of the store in `dir` is encrypted.
     pub(super) fn is_sealed(dir: &Path) -> bool {
-        let kept = fs::File::open(dir.join(Self::FILE)).and_then(bytes_of);
-        kept.is_ok_and(|kept| Cipher::needs(&kept).is_some())
+        let stored = fs::File::open(dir.join(Self::FILE)).and_then(bytes_of);
+        stored.is_ok_and(|stored| Cipher::needs(&stored).is_some())
     }
 
     /// Fingerprint that identifies the key without revealing it.
@@ -140,11 +140,11 @@ impl DigestKey {
         Hash(self.mac(Domain::Fingerprint, b"digest.key"))
     }
 
-    fn unsealed(kept: &[u8], cipher: Option<&Cipher>) -> Result<Vec<u8>, CipherFault> {
-        match (Cipher::needs(kept), cipher) {
-            (Some(_), Some(cipher)) => cipher.open(Self::FILE.as_bytes(), kept),
+    fn unsealed(stored: &[u8], cipher: Option<&Cipher>) -> Result<Vec<u8>, CipherFault> {
+        match (Cipher::needs(stored), cipher) {
+            (Some(_), Some(cipher)) => cipher.open(Self::FILE.as_bytes(), stored),
             (Some(id), None) => Err(CipherFault::Needs(id)),
-            (None, _) => Ok(kept.to_vec()),
+            (None, _) => Ok(stored.to_vec()),
         }
     }
 

@@ -10,7 +10,7 @@ pub(crate) struct Object<'a> {
     entries: &'a [(Key, Node)],
     taken: Vec<bool>,
     /// Requested names, present or not.
-    known: Vec<&'static str>,
+    expected: Vec<&'static str>,
     pub place: Location,
 }
 
@@ -21,7 +21,7 @@ impl<'a> Object<'a> {
             Some(entries) => Some(Self {
                 entries,
                 taken: vec![false; entries.len()],
-                known: Vec::new(),
+                expected: Vec::new(),
                 place: node.place,
             }),
             None => {
@@ -33,7 +33,7 @@ impl<'a> Object<'a> {
 
     /// A member, unless it is absent or null.
     pub fn get(&mut self, name: &'static str) -> Option<&'a Node> {
-        self.known.push(name);
+        self.expected.push(name);
         let at = self.entries.iter().position(|(key, _)| &*key.text == name)?;
         self.taken[at] = true;
         let node = &self.entries[at].1;
@@ -119,10 +119,10 @@ impl<'a> Object<'a> {
             if *taken {
                 continue;
             }
-            match self.known.iter().find(|known| known.eq_ignore_ascii_case(&key.text)) {
-                Some(known) => report.problem(
+            match self.expected.iter().find(|expected| expected.eq_ignore_ascii_case(&key.text)) {
+                Some(expected) => report.problem(
                     key.place,
-                    format!("`{}` could be taken for `{known}`", brief(&key.text)),
+                    format!("`{}` could be taken for `{expected}`", brief(&key.text)),
                 ),
                 None => report.left_out(
                     key.place,

@@ -114,14 +114,14 @@ pub(crate) fn server_settings(
 
 /// The keywords of JSON Schema; a catalog may have others beside them.
 fn schema_of(schema: &Value) -> Value {
-    let mut known = Map::new();
-    known.insert("type".into(), json!("object"));
+    let mut subset = Map::new();
+    subset.insert("type".into(), json!("object"));
     for key in ["properties", "required", "anyOf", "oneOf"] {
         if let Some(value) = schema.get(key) {
-            known.insert(key.into(), value.clone());
+            subset.insert(key.into(), value.clone());
         }
     }
-    Value::Object(known)
+    Value::Object(subset)
 }
 
 fn defaults(value: &mut Value, schema: &Value, depth: usize) {

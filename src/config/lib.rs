@@ -129,10 +129,12 @@ impl Loaded {
     pub fn secret_lines(&self) -> BTreeMap<(ServerName, String), (PathBuf, u32)> {
         let mut lines = BTreeMap::new();
         for (server, settings) in &self.config.servers {
-            for given in settings.given().filter(|given| !given.by_client.is_empty()) {
-                let table = child(&child("/servers", server), given.table());
-                if let Some(line) = self.line(&child(&table, given.name)) {
-                    let key = (server.clone(), given.name.to_owned());
+            for binding in
+                settings.secret_bindings().filter(|binding| !binding.by_client.is_empty())
+            {
+                let table = child(&child("/servers", server), binding.table());
+                if let Some(line) = self.line(&child(&table, binding.name)) {
+                    let key = (server.clone(), binding.name.to_owned());
                     lines.insert(key, (self.path.clone(), line));
                 }
             }

@@ -113,8 +113,9 @@ fn program(server: &Server) -> Option<&str> {
 /// Files that contain secrets of the config, and those that decrypt them.
 fn secret_files(loaded: &Loaded) -> impl Iterator<Item = PathBuf> + '_ {
     let Loaded { config, base, aside, .. } = loaded;
-    let of_servers = config.servers.values().chain(aside).flat_map(|server| server.given());
-    let of_servers = of_servers.flat_map(|given| given.references()).map(|(_, from)| from);
+    let of_servers =
+        config.servers.values().chain(aside).flat_map(|server| server.secret_bindings());
+    let of_servers = of_servers.flat_map(|binding| binding.references()).map(|(_, from)| from);
     fn plain(secret: &SecretRef) -> &str {
         &secret.from
     }

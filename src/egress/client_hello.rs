@@ -75,7 +75,7 @@ pub(crate) fn check(record: &[u8], host: &Host) -> Result<(), Refusal> {
         return Err(Refusal::EncryptedServerName);
     }
     let mut names = extensions.iter().filter(|(kind, _)| *kind == SERVER_NAME);
-    let asked = match (names.next(), names.next()) {
+    let requested = match (names.next(), names.next()) {
         (None, _) => None,
         (Some((_, content)), None) => {
             let name = server_name(content);
@@ -97,15 +97,15 @@ pub(crate) fn check(record: &[u8], host: &Host) -> Result<(), Refusal> {
         Ok(None) => return Err(broken("its ClientHello is incomplete")),
         Err((error, _)) => return Err(broken(&error.to_string())),
     };
-    if name.as_deref() != asked {
+    if name.as_deref() != requested {
         return Err(broken("its server name (SNI) is ambiguous"));
     }
-    match (host, asked) {
-        (Host::Name(name), Some(asked)) if asked.eq_ignore_ascii_case(name) => Ok(()),
+    match (host, requested) {
+        (Host::Name(name), Some(requested)) if requested.eq_ignore_ascii_case(name) => Ok(()),
         // Addresses are never named (RFC 6066, section 3).
         (Host::Address(_), None) => Ok(()),
-        (host, Some(asked)) => {
-            Err(Refusal::OtherServerName { asked: asked.to_owned(), host: host.clone() })
+        (host, Some(requested)) => {
+            Err(Refusal::OtherServerName { requested: requested.to_owned(), host: host.clone() })
         }
         (host, None) => Err(Refusal::NoServerName(host.clone())),
     }
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(check(&hello(address), &host(address)), Ok(()));
         assert_eq!(
             check(&hello(name), &host("b.example")),
-            Err(Refusal::OtherServerName { asked: name.into(), host: host("b.example") })
+            Err(Refusal::OtherServerName { requested: name.into(), host: host("b.example") })
         );
         assert_eq!(check(&hello(address), &host(name)), Err(Refusal::NoServerName(host(name))));
         assert!(matches!(

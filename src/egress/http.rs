@@ -60,7 +60,7 @@ pub(crate) fn serve<S>(
     stream: S,
     toward: AssumedTarget,
     shared: Arc<Shared>,
-    held: ConnectionToken,
+    token: ConnectionToken,
 ) -> Pin<Box<dyn Future<Output = ()> + Send>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -69,8 +69,8 @@ where
         let service = {
             let shared = shared.clone();
             service_fn(move |request| {
-                let (toward, shared, held) = (toward.clone(), shared.clone(), held.clone());
-                async move { Ok::<_, Infallible>(answer(request, toward, shared, held).await) }
+                let (toward, shared, token) = (toward.clone(), shared.clone(), token.clone());
+                async move { Ok::<_, Infallible>(answer(request, toward, shared, token).await) }
             })
         };
         let connection = server::conn::http1::Builder::new()
@@ -96,10 +96,10 @@ async fn answer(
     request: Request<Incoming>,
     toward: AssumedTarget,
     shared: Arc<Shared>,
-    held: ConnectionToken,
+    token: ConnectionToken,
 ) -> Response<Body> {
     let answered = match (&toward, request.method()) {
-        (AssumedTarget::Proxy, &Method::CONNECT) => connect(request, &shared, held).await,
+        (AssumedTarget::Proxy, &Method::CONNECT) => connect(request, &shared, token).await,
         _ => forward(request, &toward, &shared).await,
     };
     answered.unwrap_or_else(|refusal| refused(&refusal, &shared))
@@ -170,7 +170,7 @@ fn host_header(headers: &HeaderMap) -> Result<Option<Authority>, Refusal> {
 async fn connect(
     request: Request<Incoming>,
     shared: &Arc<Shared>,
-    held: ConnectionToken,
+    token: ConnectionToken,
 ) -> Result<Response<Body>, Refusal> {
     let read = (|| {
         let authority = request
@@ -192,7 +192,7 @@ async fn connect(
         let shared = shared.clone();
         shared.tasks.clone().spawn(async move {
             if let Some(upgraded) = upgraded(request, &shared).await {
-                serve(upgraded, AssumedTarget::Host(host, port), shared, held).await;
+                serve(upgraded, AssumedTarget::Host(host, port), shared, token).await;
             }
         });
         return Ok(Response::new(text_body(String::new())));
@@ -203,7 +203,7 @@ async fn connect(
         if let Some(upgraded) = upgraded(request, &shared).await {
             carry(upgraded, way, None, &shared).await;
         }
-        drop(held);
+        drop(token);
     });
     Ok(Response::new(text_body(String::new())))
 }

@@ -28,8 +28,8 @@ pub enum Refusal {
     Unreachable(Host, String),
     #[error("its ClientHello has no server name (SNI); it must be `{0}`")]
     NoServerName(Host),
-    #[error("it requests the TLS server `{asked}`, but is allowed to reach `{host}`")]
-    OtherServerName { asked: String, host: Host },
+    #[error("it requests the TLS server `{requested}`, but is allowed to reach `{host}`")]
+    OtherServerName { requested: String, host: Host },
     #[error("it encrypts the name of the TLS server (ECH), so the name cannot be checked")]
     EncryptedServerName,
     #[error("it does not use TLS, but `{0}` is listed for TLS")]

@@ -170,15 +170,15 @@ async fn converse<S>(
     stream: S,
     toward: Option<(Host, u16)>,
     shared: Arc<Shared>,
-    held: ConnectionToken,
+    token: ConnectionToken,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stop = shared.stop.clone();
     let work = async {
         match toward {
-            None => proxy(stream, shared, held).await,
-            Some((host, port)) => direct(stream, host, port, shared, held).await,
+            None => proxy(stream, shared, token).await,
+            Some((host, port)) => direct(stream, host, port, shared, token).await,
         }
     };
     tokio::select! {
@@ -187,13 +187,13 @@ async fn converse<S>(
     }
 }
 
-async fn proxy<S>(mut stream: S, shared: Arc<Shared>, held: ConnectionToken)
+async fn proxy<S>(mut stream: S, shared: Arc<Shared>, token: ConnectionToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Some(first) = first_byte(&mut stream, &shared).await else { return };
     match first {
-        socks::VERSION => socks5(rewound(stream, first), shared, held).await,
+        socks::VERSION => socks5(rewound(stream, first), shared, token).await,
         HANDSHAKE => {
             let refusal = Refusal::Unsupported(
                 "the proxy does not use TLS: configure it as \
@@ -203,7 +203,7 @@ where
             shared.unread(refusal);
         }
         SOCKS4 => shared.unread(Refusal::Unsupported("SOCKS4 cannot name hosts: use SOCKS5")),
-        _ => http::serve(rewound(stream, first), AssumedTarget::Proxy, shared, held).await,
+        _ => http::serve(rewound(stream, first), AssumedTarget::Proxy, shared, token).await,
     }
 }
 
@@ -224,7 +224,7 @@ where
     tokio::io::join(io::Cursor::new([first]).chain(read), write)
 }
 
-async fn socks5<S>(mut stream: S, shared: Arc<Shared>, held: ConnectionToken)
+async fn socks5<S>(mut stream: S, shared: Arc<Shared>, token: ConnectionToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -244,7 +244,7 @@ where
     let way = match listed {
         Ok(Wire::Http) => {
             if socks::answer(&mut stream, 0).await.is_ok() {
-                http::serve(stream, AssumedTarget::Host(host, port), shared, held).await;
+                http::serve(stream, AssumedTarget::Host(host, port), shared, token).await;
             }
             return;
         }
@@ -266,13 +266,18 @@ where
     }
 }
 
-async fn direct<S>(mut stream: S, host: Host, port: u16, shared: Arc<Shared>, held: ConnectionToken)
-where
+async fn direct<S>(
+    mut stream: S,
+    host: Host,
+    port: u16,
+    shared: Arc<Shared>,
+    token: ConnectionToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let begun = match shared.listed(&host, port).map(|listed| listed.wire) {
         Ok(Wire::Http) => {
-            return http::serve(stream, AssumedTarget::Host(host, port), shared, held).await;
+            return http::serve(stream, AssumedTarget::Host(host, port), shared, token).await;
         }
         Ok(Wire::Tcp) => Ok(None),
         Ok(Wire::Tls) => {

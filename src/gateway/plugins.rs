@@ -65,7 +65,7 @@ impl PluginSecrets {
     }
 
     /// The same, by the names that identify them in traffic.
-    pub fn known(&self, loaded: &Loaded) -> Vec<Known> {
+    pub fn known_secrets(&self, loaded: &Loaded) -> Vec<Known> {
         let entries = loaded.config.interceptors.iter().enumerate();
         let all = entries.flat_map(|(at, entry)| {
             let secrets = self.0.get(&at).into_iter().flatten();
@@ -200,7 +200,7 @@ pub fn artifacts(loaded: &Loaded, keep: bool) -> Artifacts {
         plain_http: plain_http.clone(),
         ..Default::default()
     };
-    Artifacts::asked(settings, Duration::from_secs(*deadline_s))
+    Artifacts::from_registries(settings, Duration::from_secs(*deadline_s))
         .kept_in(&loaded.config.state_dir, keep)
 }
 

@@ -77,7 +77,7 @@ enum Next {
 struct Reader {
     next: Next,
     /// Header or small file that is being read.
-    kept: Vec<u8>,
+    partial: Vec<u8>,
     files: Vec<String>,
     /// Layer by the list.
     layer: String,
@@ -106,7 +106,7 @@ impl Reader {
     fn new(most: u64) -> Self {
         Self {
             next: Next::Header,
-            kept: Vec::new(),
+            partial: Vec::new(),
             files: Vec::new(),
             layer: String::new(),
             left: most,
@@ -123,11 +123,11 @@ impl Reader {
         while !bytes.is_empty() {
             match &mut self.next {
                 Next::Header => {
-                    let (now, rest) = bytes.split_at(bytes.len().min(BLOCK - self.kept.len()));
-                    self.kept.extend_from_slice(now);
+                    let (now, rest) = bytes.split_at(bytes.len().min(BLOCK - self.partial.len()));
+                    self.partial.extend_from_slice(now);
                     bytes = rest;
-                    if self.kept.len() == BLOCK {
-                        let header = std::mem::take(&mut self.kept);
+                    if self.partial.len() == BLOCK {
+                        let header = std::mem::take(&mut self.partial);
                         self.next = self.header(&header)?;
                     }
                 }
@@ -135,7 +135,7 @@ impl Reader {
                     let part = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                     let (now, rest) = bytes.split_at(part);
                     if *file < 2 {
-                        self.kept.extend_from_slice(now);
+                        self.partial.extend_from_slice(now);
                     }
                     *left -= now.len() as u64;
                     let skip = if *left == 0 {
@@ -234,7 +234,7 @@ impl Reader {
 
     /// Processes a completely read file.
     fn file(&mut self, file: usize) -> Result<(), Refusal> {
-        let content = std::mem::take(&mut self.kept);
+        let content = std::mem::take(&mut self.partial);
         if file != 1 {
             return Ok(());
         }

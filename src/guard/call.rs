@@ -68,11 +68,11 @@ impl Shared {
     /// Executes a call for a client.
     pub async fn carry_out(
         self: &Arc<Self>,
-        asked: ApiRequest,
+        request_parts: ApiRequest,
         peer: Peer,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Refusal> {
-        let ApiRequest { base, call } = asked;
+        let ApiRequest { base, call } = request_parts;
         match call {
             Call::Version => {
                 nothing(request.into_body()).await?;
@@ -101,13 +101,13 @@ impl Shared {
                 self.create(&base, &name, body.to_vec(), peer).await
             }
             Call::Container { container, act } => {
-                let held = self.leases.find(&container).ok_or_else(|| {
+                let lease = self.leases.find(&container).ok_or_else(|| {
                     let why = "this guard has no container with that name";
                     Refusal::new(Code::Container, why)
                 })?;
                 // Without the lease and its permit: a wait can be long.
-                let (id, mounts) = (held.id.clone(), held.mounts().to_vec());
-                drop(held);
+                let (id, mounts) = (lease.id.clone(), lease.mounts().to_vec());
+                drop(lease);
                 self.act(&format!("{base}/containers/{id}"), &id, &mounts, act, request).await
             }
         }
@@ -191,13 +191,13 @@ impl Shared {
         let (shared, named) = (self.clone(), name.to_owned());
         let checked = looked(move || {
             let joining = RefCell::new(None);
-            let held = |container: &str, held: &NamespaceHold| {
-                let joined = shared.leases.join(container, held, peer)?;
+            let join = |container: &str, hold: &NamespaceHold| {
+                let joined = shared.leases.join(container, hold, peer)?;
                 let id = joined.id().to_owned();
                 joining.replace(Some(joined));
                 Some(id)
             };
-            let checked = create::check(&body, &named, &shared.rules, held)?;
+            let checked = create::check(&body, &named, &shared.rules, join)?;
             Ok((checked, joining.into_inner()))
         });
         // Undone unless the container is created.
@@ -253,8 +253,8 @@ impl Shared {
                 fields.get("Id").and_then(Value::as_str).filter(|_| status.is_success())
             {
                 joining.iter_mut().for_each(Joining::keep);
-                let held = LeasedContainer { name, mounts, holds, by: peer };
-                leases.hold(id.to_owned(), held, permit);
+                let leased = LeasedContainer { name, mounts, holds, by: peer };
+                leases.hold(id.to_owned(), leased, permit);
             }
             Ok((status, fields))
         });

@@ -184,7 +184,7 @@ pub fn check(
     body: &[u8],
     name: &str,
     rules: &Rules,
-    held: impl Fn(&str, &NamespaceHold) -> Option<String>,
+    join: impl Fn(&str, &NamespaceHold) -> Option<String>,
 ) -> Result<Checked, Refusal> {
     let malformed = || {
         Refusal::new(
@@ -218,7 +218,7 @@ pub fn check(
     let holds = holds(&body)?;
     if let Some(holder) = body.host_config.network_mode.strip_prefix("container:") {
         let holding = NamespaceHold::of(&body.labels, name.to_owned());
-        let Some(holder) = held(holder, &holding).filter(|_| holds.is_none()) else {
+        let Some(holder) = join(holder, &holding).filter(|_| holds.is_none()) else {
             return refuse(
                 "it joins a network that no pause container of this guard holds for it only",
             );

@@ -44,7 +44,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(8);
 #[derive(Clone)]
 pub struct Leases {
     engine: Engine,
-    held: Arc<Mutex<HashMap<String, Arc<Lease>>>>,
+    by_id: Arc<Mutex<HashMap<String, Arc<Lease>>>>,
     free: Arc<Semaphore>,
     most: u32,
     ending: Arc<AtomicBool>,
@@ -53,7 +53,7 @@ pub struct Leases {
 /// One container.
 pub struct Lease {
     pub id: String,
-    held: LeasedContainer,
+    container: LeasedContainer,
     /// Whether a container has joined the namespace that it holds.
     joined: AtomicBool,
     attached: AtomicBool,
@@ -74,7 +74,7 @@ pub struct LeasedContainer {
 impl Leases {
     pub fn new(engine: Engine, most: u32) -> Self {
         let free = Arc::new(Semaphore::new(most as usize));
-        Self { engine, held: Arc::default(), free, most, ending: Arc::default() }
+        Self { engine, by_id: Arc::default(), free, most, ending: Arc::default() }
     }
 
     /// Permit for one more container.
@@ -88,20 +88,20 @@ impl Leases {
     }
 
     /// Adds a lease for a container that was just created.
-    pub fn hold(&self, id: String, held: LeasedContainer, permit: OwnedSemaphorePermit) {
+    pub fn hold(&self, id: String, container: LeasedContainer, permit: OwnedSemaphorePermit) {
         let lease = Lease {
             id: id.clone(),
-            held,
+            container,
             joined: AtomicBool::default(),
             attached: AtomicBool::default(),
             _permit: permit,
         };
         {
-            let mut held = self.held.lock();
+            let mut by_id = self.by_id.lock();
             // The engine gives a name to only one container at a time, so the earlier one no longer
             // exists.
-            held.retain(|_, other| other.held.name != lease.held.name);
-            held.insert(id.clone(), Arc::new(lease));
+            by_id.retain(|_, other| other.container.name != lease.container.name);
+            by_id.insert(id.clone(), Arc::new(lease));
         }
         let leases = self.clone();
         tokio::spawn(async move {
@@ -158,22 +158,24 @@ impl Leases {
 
     /// Lease of a container by id or name.
     pub fn find(&self, container: &str) -> Option<Arc<Lease>> {
-        let held = self.held.lock();
-        let named = || held.values().find(|lease| lease.held.name == container);
-        held.get(container).or_else(named).cloned()
+        let by_id = self.by_id.lock();
+        let named = || by_id.values().find(|lease| lease.container.name == container);
+        by_id.get(container).or_else(named).cloned()
     }
 
     /// Joins the container that holds exactly this and was created by the same client, once.
     pub fn join(&self, container: &str, holding: &NamespaceHold, by: Peer) -> Option<Joining> {
-        let is_for =
-            |lease: &Arc<Lease>| lease.held.holds.as_ref() == Some(holding) && lease.held.by == by;
+        let is_for = |lease: &Arc<Lease>| {
+            lease.container.holds.as_ref() == Some(holding) && lease.container.by == by
+        };
         let lease = self.find(container).filter(is_for)?;
-        (!lease.joined.swap(true, Ordering::AcqRel)).then_some(Joining { lease, kept: false })
+        (!lease.joined.swap(true, Ordering::AcqRel))
+            .then_some(Joining { lease, is_committed: false })
     }
 
     /// Removes the lease of a container that no longer exists.
     pub fn drop(&self, id: &str) {
-        self.held.lock().remove(id);
+        self.by_id.lock().remove(id);
     }
 
     /// Attaches to a container, once, as Portcullis does. A second client would see the first one's
@@ -190,14 +192,14 @@ impl Leases {
     /// Removes all containers, including those being created. No container is created afterwards.
     pub async fn end_all(&self) {
         self.ending.store(true, Ordering::Release);
-        let ids: Vec<String> = self.held.lock().keys().cloned().collect();
+        let ids: Vec<String> = self.by_id.lock().keys().cloned().collect();
         for id in ids {
             let leases = self.clone();
             tokio::spawn(async move { leases.end(&id, "the guard shuts down").await });
         }
         // Existing containers and those being created have a permit.
         if timeout(SHUTDOWN_TIMEOUT, self.free.acquire_many(self.most)).await.is_err() {
-            let left = self.held.lock().len();
+            let left = self.by_id.lock().len();
             tracing::error!(left, "containers remain: the guard's next start removes them");
         }
     }
@@ -228,14 +230,14 @@ impl Leases {
 impl Lease {
     /// Host folders, with whether they are writable.
     pub fn mounts(&self) -> &[(PathBuf, bool)] {
-        &self.held.mounts
+        &self.container.mounts
     }
 }
 
 /// Reservation of a joined container by one that is being created. Undone on drop unless kept.
 pub struct Joining {
     lease: Arc<Lease>,
-    kept: bool,
+    is_committed: bool,
 }
 
 impl Joining {
@@ -246,13 +248,13 @@ impl Joining {
 
     /// The container exists, or may be created later.
     pub fn keep(&mut self) {
-        self.kept = true;
+        self.is_committed = true;
     }
 }
 
 impl Drop for Joining {
     fn drop(&mut self) {
-        if !self.kept {
+        if !self.is_committed {
             self.lease.joined.store(false, Ordering::Release);
         }
     }

@@ -132,10 +132,10 @@ async fn serve(stream: UnixStream, shared: Arc<Shared>) {
 async fn respond(shared: Arc<Shared>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
     let (method, target) = (request.method().clone(), request.uri().to_string());
     let outcome = match admit(&request) {
-        Ok(asked) => {
-            let what = asked.call.words();
+        Ok(api_request) => {
+            let what = api_request.call.words();
             tracing::debug!(call = what, "request");
-            shared.carry_out(asked, peer, request).await
+            shared.carry_out(api_request, peer, request).await
         }
         Err(refusal) => Err(refusal),
     };
@@ -164,16 +164,16 @@ fn admit(request: &Request<Incoming>) -> Result<route::ApiRequest, Refusal> {
     if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return malformed("the body has two lengths");
     }
-    let asked = route::read(request.method(), request.uri())?;
-    let attaches = matches!(asked.call, Call::Container { act: Act::Attach { .. }, .. });
+    let api_request = route::read(request.method(), request.uri())?;
+    let attaches = matches!(api_request.call, Call::Container { act: Act::Attach { .. }, .. });
     if !attaches && (headers.contains_key(UPGRADE) || asks_upgrade(request)) {
         return malformed("only attaching may upgrade a connection");
     }
-    let loads = matches!(asked.call, Call::Load);
+    let loads = matches!(api_request.call, Call::Load);
     if headers.contains_key(TRANSFER_ENCODING) && (!loads || request.method() != Method::POST) {
         return malformed("only an image may have a chunked body");
     }
-    Ok(asked)
+    Ok(api_request)
 }
 
 fn asks_upgrade(request: &Request<Incoming>) -> bool {

@@ -281,7 +281,7 @@ impl PolicyGate {
         let method = exchange.method.as_str();
         let question = match exchange.direction {
             Direction::ClientToServer => {
-                let (action, resource, args) = self.asked(exchange, params)?;
+                let (action, resource, args) = self.policy_input(exchange, params)?;
                 Question {
                     subject: Subject::Client(&exchange.principal),
                     action,
@@ -305,7 +305,7 @@ impl PolicyGate {
 
     /// Policy input of a client's message. Names come from `params`, because those are forwarded to
     /// the server, and must equal those that the router used.
-    fn asked<'a>(
+    fn policy_input<'a>(
         &self,
         exchange: &'a Exchange,
         params: Params<'a>,

@@ -124,7 +124,7 @@ pub struct Artifacts {
 
 impl Artifacts {
     /// From registries with these settings, with a time limit for each artifact.
-    pub fn asked(mut settings: Settings, deadline: Duration) -> Self {
+    pub fn from_registries(mut settings: Settings, deadline: Duration) -> Self {
         settings.limits = Limits {
             manifest: 1 << 20,
             blobs: MAX_FILE_BYTES,

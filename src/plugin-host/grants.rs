@@ -201,12 +201,14 @@ impl Grants {
     }
 
     /// Requested grants that are missing.
-    pub fn missing(&self, asked: &RequestedGrants<'_>) -> Option<Missing> {
-        let wanted = |function: &Function| asked.functions.contains(function);
+    pub fn missing(&self, requested: &RequestedGrants<'_>) -> Option<Missing> {
+        let wanted = |function: &Function| requested.functions.contains(function);
         let functions = Function::ALL.into_iter().filter(|one| wanted(one) && !self.has(*one));
-        let hosts =
-            asked.hosts.iter().filter(|host| !self.hosts().any(|granted| granted.is_same(host)));
-        let secrets = asked.secrets.iter().filter(|name| {
+        let hosts = requested
+            .hosts
+            .iter()
+            .filter(|host| !self.hosts().any(|granted| granted.is_same(host)));
+        let secrets = requested.secrets.iter().filter(|name| {
             !self.secrets.as_ref().is_some_and(|granted| granted.contains_key(*name))
         });
         let missing = Missing {
@@ -350,16 +352,17 @@ mod tests {
     fn printed_lines_grant_what_is_missing() {
         let hosts = ["a.example:443".parse().unwrap(), "b.example:80".parse().unwrap()];
         let secrets = ["TOKEN".to_owned()];
-        let asked = RequestedGrants { functions: &Function::ALL, hosts: &hosts, secrets: &secrets };
-        let missing = Grants::default().missing(&asked).unwrap();
+        let requested =
+            RequestedGrants { functions: &Function::ALL, hosts: &hosts, secrets: &secrets };
+        let missing = Grants::default().missing(&requested).unwrap();
         let granted: Grants = toml::from_str(&missing.lines()).unwrap();
-        assert_eq!(granted.missing(&asked), None);
+        assert_eq!(granted.missing(&requested), None);
         assert_eq!(granted.functions(), Function::ALL);
 
         let some = Grants { http: Some(vec![hosts[0].clone()]), ..granted.clone() };
-        let missing = some.missing(&asked).unwrap();
+        let missing = some.missing(&requested).unwrap();
         assert_eq!(missing.what(), "the host `b.example:80`");
         let more: Grants = toml::from_str(&missing.lines()).unwrap();
-        assert_eq!(Grants { http: more.http, ..some }.missing(&asked), None);
+        assert_eq!(Grants { http: more.http, ..some }.missing(&requested), None);
     }
 }

@@ -80,7 +80,7 @@ pub struct PluginHost {
 impl PluginHost {
     /// Empty environment, for commands that only inspect a plugin.
     pub fn bare() -> Self {
-        let artifacts = Artifacts::asked(Default::default(), REGISTRY_TIMEOUT);
+        let artifacts = Artifacts::from_registries(Default::default(), REGISTRY_TIMEOUT);
         Self { services: Arc::new(NoServices), states: None, cache: None, artifacts }
     }
 }

@@ -106,14 +106,18 @@ impl Compiled {
     /// # Errors
     /// Problem of the file, its digest, its imports and exports, or its manifest.
     pub fn read(path: &Path, pin: Pin<'_>) -> Result<Self, LoadError> {
-        Self::kept(path, pin, None)
+        Self::read_cached(path, pin, None)
     }
 
     /// Same, with compiled code from the cache if possible.
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn kept(path: &Path, pin: Pin<'_>, cache: Option<&Cache>) -> Result<Self, LoadError> {
+    pub fn read_cached(
+        path: &Path,
+        pin: Pin<'_>,
+        cache: Option<&Cache>,
+    ) -> Result<Self, LoadError> {
         Self::of(&Artifact::file(path)?, pin, cache)
     }
 
@@ -192,13 +196,13 @@ impl Compiled {
             return Err(LoadError::Ungranted { path: path.clone(), missing: Box::new(missing) });
         }
         let memory = usize::try_from(settings.memory_mib << 20).unwrap_or(usize::MAX);
-        let tried = Arc::new(given(manifest, &settings, plugin_host, Persistence::Temporary)?);
+        let tried = Arc::new(granted(manifest, &settings, plugin_host, Persistence::Temporary)?);
         let mut template = Template::new(host, pre.clone(), memory, settings.deadline, tried);
         template.fail_open = settings.fail_open;
         template.config = check_config(path, manifest, settings.config.clone())?.into();
         begin(manifest, &template)?;
         template.shared =
-            Arc::new(given(manifest, &settings, plugin_host, Persistence::Persistent)?);
+            Arc::new(granted(manifest, &settings, plugin_host, Persistence::Persistent)?);
         let sha256 = self.sha256.clone();
         let names: Vec<_> = self.signed_by.iter().map(Verifier::name).collect();
         let signed_by = (!names.is_empty()).then(|| names.join(", "));
@@ -214,7 +218,7 @@ enum Persistence {
 }
 
 /// Effective grants of a plugin: those requested and granted.
-fn given(
+fn granted(
     manifest: &Manifest,
     settings: &Settings,
     plugin_host: &PluginHost,

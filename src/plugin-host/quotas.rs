@@ -232,13 +232,13 @@ mod tests {
 
         let shares = Quotas::of(64 * MIB);
         let (greedy, other) = (shares.part("greedy"), shares.part("other"));
-        let mut held = Vec::new();
+        let mut permits = Vec::new();
         for _ in 0..MAX_RUNNING_PER_CALLER {
-            held.push(shares.permit(&greedy, 100).now_or_never().expect("a permit").unwrap());
+            permits.push(shares.permit(&greedy, 100).now_or_never().expect("a permit").unwrap());
         }
         assert!(shares.permit(&greedy, 100).now_or_never().is_none());
         assert!(shares.permit(&other, 100).now_or_never().is_some());
-        held.pop();
+        permits.pop();
         assert!(shares.permit(&greedy, 100).now_or_never().is_some());
     }
 

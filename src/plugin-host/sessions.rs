@@ -77,19 +77,21 @@ impl Sessions {
     ) -> Result<Arc<Turn<Option<Prepared>>>, AllBusy> {
         // Dropped after the lock: removing its memory takes time, for which nobody should wait.
         let _gone;
-        let mut kept = self.0.lock();
-        if let Some(kept) = kept.get_mut(party) {
-            kept.used = now;
-            return Ok(kept.slot.clone());
+        let mut entries = self.0.lock();
+        if let Some(entry) = entries.get_mut(party) {
+            entry.used = now;
+            return Ok(entry.slot.clone());
         }
         let own = |other: &Party, _: &SessionEntry| other.principal == party.principal;
-        if kept.iter().filter(|(party, kept)| own(party, kept)).count() >= MAX_KEPT_PER_PRINCIPAL {
-            _gone = Self::evict_idle(&mut kept, own).ok_or(AllBusy)?;
-        } else if kept.len() >= MAX_KEPT {
-            _gone = Self::evict_idle(&mut kept, |_, _| true).ok_or(AllBusy)?;
+        if entries.iter().filter(|(party, entry)| own(party, entry)).count()
+            >= MAX_KEPT_PER_PRINCIPAL
+        {
+            _gone = Self::evict_idle(&mut entries, own).ok_or(AllBusy)?;
+        } else if entries.len() >= MAX_KEPT {
+            _gone = Self::evict_idle(&mut entries, |_, _| true).ok_or(AllBusy)?;
         }
         let slot = Arc::new(Turn::new(None));
-        kept.insert(
+        entries.insert(
             party.clone(),
             SessionEntry { slot: slot.clone(), part: part.clone(), used: now },
         );
@@ -98,15 +100,15 @@ impl Sessions {
 
     /// Removes the longest idle of these. Never removes a busy one, so that a party never has two.
     fn evict_idle(
-        kept: &mut HashMap<Party, SessionEntry>,
+        entries: &mut HashMap<Party, SessionEntry>,
         of: impl Fn(&Party, &SessionEntry) -> bool,
     ) -> Option<SessionEntry> {
-        let idle = kept
+        let idle = entries
             .iter()
-            .filter(|(party, kept)| Arc::strong_count(&kept.slot) == 1 && of(party, kept))
-            .min_by_key(|(_, kept)| kept.used)
+            .filter(|(party, entry)| Arc::strong_count(&entry.slot) == 1 && of(party, entry))
+            .min_by_key(|(_, entry)| entry.used)
             .map(|(party, _)| party.clone())?;
-        kept.remove(&idle)
+        entries.remove(&idle)
     }
 
     /// Removes instances that were idle for too long.

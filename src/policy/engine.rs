@@ -296,10 +296,10 @@ impl Engine {
 
     /// Warnings about the set in use, given the known servers, clients and tools: policies that
     /// have no effect, contradict each other, match nobody, or match everybody and everything.
-    pub fn analyse(&self, known: &Inventory) -> Vec<Finding> {
+    pub fn analyse(&self, inventory: &Inventory) -> Vec<Finding> {
         let set = self.current.load();
-        let mut findings = analysis::findings(&set.loaded, known);
-        if let Some(servers) = &known.servers {
+        let mut findings = analysis::findings(&set.loaded, inventory);
+        if let Some(servers) = &inventory.servers {
             findings.extend(set.loaded.unknown_servers(&servers.iter().collect::<Vec<_>>()));
         }
         findings.sort_by_key(Finding::order);
@@ -531,7 +531,7 @@ impl Set {
     /// Whether arguments that do not fit the tool's type are refused, because a policy that may
     /// apply is about its own action or reads the typed input.
     pub(super) fn needs_input(&self, about: About<'_>) -> bool {
-        let reads = || self.index.asked(self.terms(), about);
+        let reads = || self.index.context_usage(self.terms(), about);
         about.own && reads().is_ok_and(|reads| reads.has(ContextUsage::INPUT))
     }
 
@@ -550,7 +550,7 @@ impl Set {
     /// Whether arguments that cannot be represented are refused, because a policy that may apply to
     /// this request reads arguments.
     pub(super) fn reads_arguments(&self, request: &Request<'_>) -> bool {
-        let reads = self.index.asked(self.terms(), About::of(request));
+        let reads = self.index.context_usage(self.terms(), About::of(request));
         reads.is_ok_and(|reads| reads.has(ContextUsage::ARGUMENTS))
     }
 

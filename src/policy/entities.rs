@@ -292,7 +292,7 @@ impl Vocabulary {
         let entities = base.entities.clone();
         match &base.holder {
             Some(server) => entities
-                .add_entities([self.held(resource, server)?], None)
+                .add_entities([self.item_entity(resource, server)?], None)
                 .map_err(|_| RequestError::SchemaMismatch("set of entities")),
             None => Ok(entities),
         }
@@ -309,7 +309,7 @@ impl Vocabulary {
         let context = base.own.then(nothing).transpose()?.map(|input| ("input".to_owned(), input));
         let context =
             Context::from_pairs(context).map_err(|_| RequestError::SchemaMismatch("context"))?;
-        Ok((asked(uids, context)?, self.entities(base, resource)?))
+        Ok((core_request(uids, context)?, self.entities(base, resource)?))
     }
 
     /// The complete request. If `own` is set, the action is the tool's own one. Data that no policy
@@ -463,7 +463,11 @@ impl Vocabulary {
     }
 
     /// The entity of an item of a server.
-    fn held(&self, resource: &Resource<'_>, server: &EntityUid) -> Result<Entity, RequestError> {
+    fn item_entity(
+        &self,
+        resource: &Resource<'_>,
+        server: &EntityUid,
+    ) -> Result<Entity, RequestError> {
         let attributes = match *resource {
             Resource::Tool { name, claims, .. } => {
                 vec![("name".to_owned(), text(name)), ("claims".to_owned(), record(claims)?)]
@@ -509,7 +513,7 @@ fn about(program: &Program) -> Attributes {
     attributes
 }
 
-fn asked(
+fn core_request(
     [subject, action, resource]: [EntityUid; 3],
     context: Context,
 ) -> Result<cedar_policy::Request, RequestError> {

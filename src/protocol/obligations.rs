@@ -80,7 +80,7 @@ impl Obligations {
     pub const OF_PERMITS: [&str; 5] = ["redact", "approve", "rate", "note", "label"];
 
     /// Names of the annotations that require something of a permitted message.
-    pub fn asked(&self) -> Vec<&'static str> {
+    pub fn annotations(&self) -> Vec<&'static str> {
         let asked = [
             !self.redact.is_empty(),
             self.approve.is_some(),

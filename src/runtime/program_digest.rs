@@ -67,9 +67,9 @@ impl Digests {
     /// # Errors
     /// If the file cannot be read.
     pub fn of(&self, program: &Path) -> io::Result<Hashed> {
-        let known = self.0.lock().get(program).cloned();
-        if let Some(known) = known.filter(Hashed::is_still) {
-            return Ok(known);
+        let cached = self.0.lock().get(program).cloned();
+        if let Some(cached) = cached.filter(Hashed::is_still) {
+            return Ok(cached);
         }
         // Links are followed, as at the start of the program.
         let path = fs::canonicalize(program)?;

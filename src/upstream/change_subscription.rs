@@ -38,7 +38,7 @@ pub(super) type RequestedResources = BTreeMap<String, usize>;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Granted {
     /// The requested resources.
-    pub asked: BTreeSet<String>,
+    pub requested: BTreeSet<String>,
     /// The granted resources.
     pub granted: BTreeSet<String>,
     /// Error response or failure, if the subscription was not granted.
@@ -92,8 +92,9 @@ impl Listener {
         let mut failed: u32 = 0;
         let mut since = Instant::now();
         while self.link.dead().is_none() {
-            let asked: BTreeSet<String> = self.wanted.borrow_and_update().keys().cloned().collect();
-            if self.lists.is_empty() && asked.is_empty() {
+            let requested: BTreeSet<String> =
+                self.wanted.borrow_and_update().keys().cloned().collect();
+            if self.lists.is_empty() && requested.is_empty() {
                 open = None;
                 self.granted.send_replace(Granted::default());
                 if self.wanted.changed().await.is_err() {
@@ -101,8 +102,8 @@ impl Listener {
                 }
                 continue;
             }
-            let mut state = Granted { asked: asked.clone(), ..Default::default() };
-            match self.open(&asked).await {
+            let mut state = Granted { requested: requested.clone(), ..Default::default() };
+            match self.open(&requested).await {
                 Ok((opened, granted)) => {
                     // The earlier subscription ends only now, so that no change is missed.
                     open = Some(opened);
@@ -153,12 +154,12 @@ impl Listener {
     /// Opens a subscription and waits for the grant. Fails with an error response or a failure.
     async fn open(
         &self,
-        asked: &BTreeSet<String>,
+        requested: &BTreeSet<String>,
     ) -> Result<(Open, BTreeSet<String>), Result<Bytes, CallError>> {
         let mut filter: serde_json::Map<String, Value> =
             self.lists.iter().map(|member| ((*member).to_owned(), Value::Bool(true))).collect();
-        if !asked.is_empty() {
-            filter.insert("resourceSubscriptions".into(), json!(asked));
+        if !requested.is_empty() {
+            filter.insert("resourceSubscriptions".into(), json!(requested));
         }
         let params = json!({ "notifications": filter, "_meta": own_meta() });
         let (sender, messages) = mpsc::channel(QUEUE);
@@ -303,8 +304,8 @@ mod tests {
         }
     }
 
-    async fn answered(granted: &mut watch::Receiver<Granted>, asked: &str) -> Granted {
-        let state = granted.wait_for(|state| state.asked.contains(asked));
+    async fn answered(granted: &mut watch::Receiver<Granted>, requested: &str) -> Granted {
+        let state = granted.wait_for(|state| state.requested.contains(requested));
         tokio::time::timeout(Duration::from_secs(30), state).await.unwrap().unwrap().clone()
     }
 
@@ -345,7 +346,7 @@ mod tests {
         let granted = json!({ "notifications": { "resourceSubscriptions": ["b"] } });
         bench.server.send_message(&second, Method::ACKNOWLEDGED, granted).await;
         let state = answered(&mut bench.granted, "a").await;
-        assert_eq!((state.asked, state.granted), (set(&["a", "b"]), set(&["b"])));
+        assert_eq!((state.requested, state.granted), (set(&["a", "b"]), set(&["b"])));
         assert_eq!(bench.server.cancelled().await, first);
         bench.server.send_message(&second, Method::UPDATED, json!({ "uri": "b" })).await;
         let unrouted = bench.unrouted.recv().await.unwrap();

@@ -5,7 +5,7 @@ use parking_lot::Mutex;
 /// Pending request for work of one kind. Of two requests, the greater includes the lesser.
 #[derive(Debug)]
 pub struct Coalescing<T> {
-    asked: Mutex<Option<T>>,
+    pending: Mutex<Option<T>>,
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -17,27 +17,27 @@ pub struct Slot<'a, T> {
 
 impl<T> Default for Coalescing<T> {
     fn default() -> Self {
-        Self { asked: Mutex::new(None), turn: tokio::sync::Mutex::default() }
+        Self { pending: Mutex::new(None), turn: tokio::sync::Mutex::default() }
     }
 }
 
 impl<T: Copy + Ord> Coalescing<T> {
     /// Requests a run.
     pub fn ask(&self, what: T) {
-        let mut asked = self.asked.lock();
-        *asked = (*asked).max(Some(what));
+        let mut pending = self.pending.lock();
+        *pending = (*pending).max(Some(what));
     }
 
     /// Whether a request is pending. Check it again after each turn: a request can come at the very
     /// moment at which the turn ends.
-    pub fn is_asked(&self) -> bool {
-        self.asked.lock().is_some()
+    pub fn is_pending(&self) -> bool {
+        self.pending.lock().is_some()
     }
 
     /// The turn to do the pending work. `None` if no request is pending, or if another holder has
     /// the turn, which does the work.
     pub fn begin(&self) -> Option<Slot<'_, T>> {
-        self.is_asked().then(|| self.turn()).flatten()
+        self.is_pending().then(|| self.turn()).flatten()
     }
 
     /// The turn to do the work. `None` if another holder has it, which does the pending work.
@@ -49,7 +49,7 @@ impl<T: Copy + Ord> Coalescing<T> {
 impl<T> Slot<'_, T> {
     /// Takes the pending request.
     pub fn take(&mut self) -> Option<T> {
-        self.of.asked.lock().take()
+        self.of.pending.lock().take()
     }
 }
 
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn requests_during_a_run_are_combined_into_one() {
         let rereads = Coalescing::default();
-        assert!(!rereads.is_asked());
+        assert!(!rereads.is_pending());
         rereads.ask(ReloadScope::Files);
         let mut turn = rereads.turn().unwrap();
         assert!(rereads.turn().is_none(), "two at a time");
@@ -74,7 +74,7 @@ mod tests {
         rereads.ask(ReloadScope::Files);
         assert!(rereads.begin().is_none(), "two at a time");
         drop(turn);
-        assert!(rereads.is_asked());
+        assert!(rereads.is_pending());
         assert_eq!(rereads.begin().unwrap().take(), Some(ReloadScope::Files));
         assert!(rereads.begin().is_none(), "nothing is asked for");
     }

@@ -353,7 +353,7 @@ impl<'a> SecretBinding<'a> {
 
 impl Server {
     /// All secrets of the server, including headers.
-    pub fn given(&self) -> impl Iterator<Item = SecretBinding<'_>> {
+    pub fn secret_bindings(&self) -> impl Iterator<Item = SecretBinding<'_>> {
         let secrets = self.secrets.iter().map(|(name, secret)| SecretBinding {
             name,
             from: secret.from.as_deref(),
@@ -371,7 +371,7 @@ impl Server {
 
     /// Whether clients have different secrets, so that they cannot share an instance.
     pub fn has_secrets_by_client(&self) -> bool {
-        self.given().any(|given| !given.by_client.is_empty())
+        self.secret_bindings().any(|binding| !binding.by_client.is_empty())
     }
 
     /// All references of the server.

@@ -150,7 +150,7 @@ impl FromIterator<Arc<Definition>> for List {
 /// Notices for the operator about a server's list. Beyond a limit, they are only counted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notices {
-    kept: Vec<String>,
+    texts: Vec<String>,
     more: usize,
 }
 
@@ -165,8 +165,8 @@ impl Notices {
 
     /// Adds a notice without text of the server.
     pub fn add(&mut self, notice: String) {
-        if self.kept.len() < MOST_NOTICES {
-            self.kept.push(notice);
+        if self.texts.len() < MOST_NOTICES {
+            self.texts.push(notice);
         } else {
             self.more += 1;
         }
@@ -175,7 +175,7 @@ impl Notices {
     /// The notices. If some were only counted, the last one has their number.
     pub fn iter(&self) -> impl Iterator<Item = String> {
         let more = (self.more > 0).then(|| format!("and {} more of the kind", self.more));
-        self.kept.iter().cloned().chain(more)
+        self.texts.iter().cloned().chain(more)
     }
 }
 
@@ -202,7 +202,7 @@ pub struct Definitions {
 
 #[derive(Default)]
 struct Slot {
-    kept: Mutex<Option<(Instant, Result<Items, CallError>)>>,
+    cached: Mutex<Option<(Instant, Result<Items, CallError>)>>,
     fetching: tokio::sync::Mutex<()>,
 }
 
@@ -211,13 +211,13 @@ impl Definitions {
     pub fn forget(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
         for slot in &self.slots {
-            *slot.kept.lock() = None;
+            *slot.cached.lock() = None;
         }
     }
 
     /// The items that were fetched last, or the failure of that request. `None` if that is too
     /// long ago.
-    pub fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
+    pub fn fresh_list(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
         self.slots[offer as usize].fresh()
     }
 
@@ -240,14 +240,14 @@ impl Definitions {
             return Ok(Items::default());
         }
         let slot = &self.slots[offer as usize];
-        if let Some(kept) = slot.fresh() {
-            return kept;
+        if let Some(fresh) = slot.fresh() {
+            return fresh;
         }
         let Ok(_one_at_a_time) = timeout(deadline, slot.fetching.lock()).await else {
             return Err(CallError::Timeout(deadline));
         };
-        if let Some(kept) = slot.fresh() {
-            return kept;
+        if let Some(fresh) = slot.fresh() {
+            return fresh;
         }
         let changes = self.changes.load(Ordering::SeqCst);
         let fetching =
@@ -262,7 +262,7 @@ impl Definitions {
             tracing::warn!(%server, list = offer.method(), count, "entries of the server's list left out");
         }
         if self.changes.load(Ordering::SeqCst) == changes {
-            *slot.kept.lock() = Some((Instant::now(), fetched.clone()));
+            *slot.cached.lock() = Some((Instant::now(), fetched.clone()));
         }
         fetched
     }
@@ -270,8 +270,8 @@ impl Definitions {
 
 impl Slot {
     fn fresh(&self) -> Option<Result<Items, CallError>> {
-        let kept = self.kept.lock();
-        let (since, result) = kept.as_ref()?;
+        let cached = self.cached.lock();
+        let (since, result) = cached.as_ref()?;
         let limit = if result.is_ok() { KEPT } else { FAILED };
         (since.elapsed() < limit).then(|| result.clone())
     }

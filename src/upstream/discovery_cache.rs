@@ -125,7 +125,7 @@ impl DiscoveryCache {
     }
 
     fn file(&self) -> Option<PathBuf> {
-        let folder = self.launcher.known.as_ref()?;
+        let folder = self.launcher.discovery_cache_dir.as_ref()?;
         Some(folder.join(format!("{}.json", self.name)))
     }
 
@@ -206,7 +206,7 @@ impl Launcher {
             hash.update(format!("{stamp:?}"));
         }
         if let Some(image) = &settings.image {
-            hash.update(format!("{:?}", self.images.known(server, image)));
+            hash.update(format!("{:?}", self.images.pinned_image(server, image)));
         }
         hex::encode(hash.finalize())
     }

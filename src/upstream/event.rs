@@ -28,7 +28,7 @@ pub enum ServerEvent {
     Started(Box<Started>),
     NotStarted {
         launch: DecisionId,
-        place: Placement,
+        placement: Placement,
         /// Owner of the dedicated instance; `None` for a shared one.
         party: Option<PrincipalKind>,
         why: String,
@@ -101,7 +101,7 @@ pub trait LaunchReview: Sync {
 pub struct LaunchRequest {
     /// Id that all events of the launch have.
     pub launch: DecisionId,
-    pub place: Placement,
+    pub placement: Placement,
     pub program: Program,
     /// Owner of the dedicated instance; `None` for a shared one.
     pub party: Option<PrincipalKind>,
@@ -138,7 +138,7 @@ pub struct Connecting {
 #[derive(Debug)]
 pub struct Started {
     pub launch: DecisionId,
-    pub place: Placement,
+    pub placement: Placement,
     /// Name of the process or container; empty for a remote server.
     pub process: String,
     pub origin: Origin,

@@ -63,7 +63,7 @@ impl From<&[Signed]> for SignedBy {
 #[derive(Clone)]
 pub struct SignatureVerifier {
     trust: Arc<Trust>,
-    kept: Arc<SignatureCache>,
+    cache: Arc<SignatureCache>,
     /// Position of each server's `signed-by` in the config: `FILE:LINE`.
     positions: Arc<RwLock<HashMap<ServerName, String>>>,
     /// Longest wait of a start for a registry, if no signature is required.
@@ -131,10 +131,10 @@ impl SignatureVerifier {
     }
 
     fn by(trust: Trust, state_dir: &Path, positions: HashMap<ServerName, String>) -> Self {
-        let kept = SignatureCache::new(state_dir);
-        let (trust, kept, positions) =
-            (Arc::new(trust), Arc::new(kept), Arc::new(RwLock::new(positions)));
-        Self { trust, kept, positions, patience: PATIENCE }
+        let cache = SignatureCache::new(state_dir);
+        let (trust, cache, positions) =
+            (Arc::new(trust), Arc::new(cache), Arc::new(RwLock::new(positions)));
+        Self { trust, cache, positions, patience: PATIENCE }
     }
 
     /// The signers of a server's image, for the start decision. `image` is its reference with
@@ -160,17 +160,17 @@ impl SignatureVerifier {
             return if holds(&by) { Ok(by) } else { Err(self.unsigned(server, settings, &[])) };
         };
         let repository = self.repository(image);
-        let known = self.known(image).await;
-        let by = SignedBy::from(&*known.signed);
+        let cached = self.cached(image).await;
+        let by = SignedBy::from(&*cached.signed);
         // If a required signature is missing, it may be new: the registry is queried again.
         if holds(&by) {
-            if self.kept.rests(&repository) || self.kept.is_fresh(&known, &repository) {
+            if self.cache.rests(&repository) || self.cache.is_fresh(&cached, &repository) {
                 return Ok(by);
             }
             // The start can be cancelled during the query; the next start then uses the cache.
-            let nothing = known.signed.is_empty();
+            let nothing = cached.signed.is_empty();
             if !nothing {
-                self.kept.rest(repository.clone(), ASKED);
+                self.cache.rest(repository.clone(), ASKED);
             }
             let asking = async {
                 let client = images.client().map_err(|failed| failed.to_string())?;
@@ -178,11 +178,11 @@ impl SignatureVerifier {
                 looked.unwrap_or(Err(Error::Late)).map_err(|error| error.to_string())
             };
             return Ok(match asking.await {
-                Ok(found) => SignedBy::from(&*added(known.signed, &found.signed)),
+                Ok(found) => SignedBy::from(&*added(cached.signed, &found.signed)),
                 Err(why) if nothing => {
                     // Policies see an image without known signatures.
                     tracing::warn!(%server, why, "image signatures of a server could not be verified");
-                    self.kept.rest(repository, UNTOLD);
+                    self.cache.rest(repository, UNTOLD);
                     by
                 }
                 Err(why) => {
@@ -196,7 +196,7 @@ impl SignatureVerifier {
             what: format!("it is not known whether its image is signed: {error}"),
             remedy: Some("see that its registry can be reached".into()),
         })?;
-        let by = SignedBy::from(&*added(known.signed, &signed));
+        let by = SignedBy::from(&*added(cached.signed, &signed));
         if holds(&by) { Ok(by) } else { Err(self.unsigned(server, settings, &rejected)) }
     }
 
@@ -204,7 +204,7 @@ impl SignatureVerifier {
     /// the image may have been signed since.
     pub fn refused(&self, image: &Reference) {
         if !self.trust.is_empty() {
-            self.kept.refuse(self.repository(image));
+            self.cache.refuse(self.repository(image));
         }
     }
 
@@ -231,9 +231,9 @@ impl SignatureVerifier {
     }
 
     /// The cached signatures of an image.
-    async fn known(&self, image: &Reference) -> CachedSignatures {
-        let (key, kept) = (self.key(image), self.kept.clone());
-        let found = tokio::task::spawn_blocking(move || kept.find(key)).await;
+    async fn cached(&self, image: &Reference) -> CachedSignatures {
+        let (key, cache) = (self.key(image), self.cache.clone());
+        let found = tokio::task::spawn_blocking(move || cache.find(key)).await;
         found.ok().flatten().unwrap_or_default()
     }
 
@@ -245,8 +245,8 @@ impl SignatureVerifier {
         let Some(digest) = image.digest() else { return Ok(Provenance::default()) };
         let found = verify(client, image, digest, &self.trust).await?;
         let (repository, now) = (self.repository(image), SystemTime::now());
-        let (kept, signed) = (self.kept.clone(), found.signed.clone());
-        let _ = tokio::task::spawn_blocking(move || kept.keep(repository, &signed, now)).await;
+        let (cache, signed) = (self.cache.clone(), found.signed.clone());
+        let _ = tokio::task::spawn_blocking(move || cache.keep(repository, &signed, now)).await;
         Ok(found)
     }
 
@@ -338,20 +338,20 @@ mod tests {
         // Signatures from yesterday are used, and cause one query of the registry.
         let repository = signatures.repository(&image);
         let yesterday = SystemTime::now() - FRESH;
-        signatures.kept.keep(
+        signatures.cache.keep(
             repository.clone(),
             &[signed("a", SignedContent::Signature)],
             yesterday,
         );
-        signatures.kept.rest(repository.clone(), Duration::ZERO);
+        signatures.cache.rest(repository.clone(), Duration::ZERO);
         assert_eq!(of().await.signers, ["a"]);
         asked(&mut count, 2).await;
         assert_eq!(of().await.signers, ["a"]);
         assert_eq!(*count.borrow(), 2);
 
         // Fresh signatures cause a query only after a refusal by policies.
-        signatures.kept.keep(repository.clone(), &[], SystemTime::now());
-        signatures.kept.rest(repository.clone(), Duration::ZERO);
+        signatures.cache.keep(repository.clone(), &[], SystemTime::now());
+        signatures.cache.rest(repository.clone(), Duration::ZERO);
         assert_eq!(of().await.signers, ["a"]);
         assert_eq!(*count.borrow(), 2);
         signatures.refused(&image);

@@ -225,7 +225,7 @@ impl Images {
     }
 
     /// As [`Self::locked`], without the error. Reads a file: call it outside the async threads.
-    pub(super) fn known(&self, server: &ServerName, name: &str) -> Option<ResolvedImage> {
+    pub(super) fn pinned_image(&self, server: &ServerName, name: &str) -> Option<ResolvedImage> {
         Lock::read(&self.base).ok()?.meaning(server.as_str(), name)
     }
 

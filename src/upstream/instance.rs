@@ -259,10 +259,10 @@ impl Instance {
     }
 
     /// The fresh cached list, or list failure, of the running instance. Does not start it.
-    pub fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
-        let kept = self.peek()?.definitions.kept(offer)?;
+    pub fn fresh_list(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
+        let fresh = self.peek()?.definitions.fresh_list(offer)?;
         self.touch();
-        Some(kept)
+        Some(fresh)
     }
 
     /// A list. Starts the instance if necessary.
@@ -271,8 +271,8 @@ impl Instance {
     /// A [`CallError`] if the server returns no list.
     pub async fn items(self: &Arc<Self>, offer: ListKind) -> Result<Items, CallError> {
         self.touch();
-        if let Some(kept) = self.kept(offer) {
-            return kept;
+        if let Some(fresh) = self.fresh_list(offer) {
+            return fresh;
         }
         let instance = self.clone();
         let listed = async move {

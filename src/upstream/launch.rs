@@ -53,13 +53,13 @@ struct ConnectedProcess {
     link: Arc<dyn ServerTransport>,
     process: Option<Arc<dyn Handle>>,
     exit: Arc<OnceLock<Exit>>,
-    place: Placement,
+    placement: Placement,
     origin: Origin,
     /// The launch that policies permitted.
     cleared: Arc<LaunchRequest>,
     /// The delivered secrets.
     secrets: Arc<SecretSet>,
-    given: SecretHistory,
+    secret_history: SecretHistory,
     /// Folder of the secrets that are delivered as files.
     folder: Option<Folder>,
 }
@@ -74,13 +74,13 @@ pub(super) struct SpawnedProcess {
     /// Owner of the dedicated instance, set when the process gets one.
     principal: Arc<OnceLock<PrincipalKind>>,
     /// Runtime of the process.
-    pub place: Placement,
+    pub placement: Placement,
     origin: Origin,
     /// The launch that policies permitted.
     pub cleared: Arc<LaunchRequest>,
     /// The delivered secrets.
     pub secrets: Arc<SecretSet>,
-    given: SecretHistory,
+    secret_history: SecretHistory,
     /// Folder of the secrets that are delivered as files.
     pub folder: Option<Folder>,
 }
@@ -178,7 +178,7 @@ impl Starter {
                 self.server
                     .emit(ServerEvent::Started(Box::new(Started {
                         launch: id,
-                        place: running.place.clone(),
+                        placement: running.placement.clone(),
                         process: running.process.as_ref().map(|p| p.describe()).unwrap_or_default(),
                         origin: running.origin.clone(),
                         party: self.principal(),
@@ -197,9 +197,9 @@ impl Starter {
     pub async fn not_started(&self, launch: DecisionId, failure: CallError) -> CallError {
         let failure = self.server.scrubbed(failure);
         let why = failure.to_string();
-        let place = self.server.launcher.place(&self.server.settings);
+        let placement = self.server.launcher.placement(&self.server.settings);
         let party = self.principal();
-        self.server.emit(ServerEvent::NotStarted { launch, place, party, why }).await;
+        self.server.emit(ServerEvent::NotStarted { launch, placement, party, why }).await;
         failure
     }
 
@@ -311,11 +311,11 @@ impl Starter {
             link,
             process,
             exit,
-            place,
+            placement,
             origin,
             cleared,
             secrets,
-            given,
+            secret_history,
             folder,
         } = line;
         match outcome {
@@ -337,13 +337,13 @@ impl Starter {
                     definitions,
                     process,
                     exit,
-                    place,
+                    placement,
                     origin,
                     since,
                     level: Mutex::default(),
                     cleared,
                     first: secrets.clone(),
-                    given,
+                    secret_history,
                     secrets: Mutex::new(secrets),
                     folder,
                     calls: TaskTracker::new(),
@@ -404,30 +404,41 @@ impl Starter {
                     Arc::new(Http::new(url, headers, launcher.caps, sink.clone())?)
                 }
             };
-            let (place, exit) = (Placement::Remote { url: origin(url) }, Arc::default());
+            let (placement, exit) = (Placement::Remote { url: origin(url) }, Arc::default());
             let origin = Origin::default();
             let (process, folder, secrets) = (None, None, prepared.secrets);
-            let given = SecretHistory::new(secrets.clone());
+            let secret_history = SecretHistory::new(secrets.clone());
             return Ok(ConnectedProcess {
                 link,
                 process,
                 exit,
-                place,
+                placement,
                 origin,
                 cleared,
                 secrets,
-                given,
+                secret_history,
                 folder,
             });
         }
         let begun = self.begin(launch, warm_process).await?;
-        let SpawnedProcess { stdin, stdout, handle, exit, place, origin, cleared, secrets, .. } =
-            begun;
-        let SpawnedProcess { given, folder, .. } = begun;
+        let SpawnedProcess {
+            stdin, stdout, handle, exit, placement, origin, cleared, secrets, ..
+        } = begun;
+        let SpawnedProcess { secret_history, folder, .. } = begun;
         let (link, process) =
             (StdioTransport::new(stdin, stdout, launcher.caps, sink.clone()), Some(handle));
         let link = Arc::new(link);
-        Ok(ConnectedProcess { link, process, exit, place, origin, cleared, secrets, given, folder })
+        Ok(ConnectedProcess {
+            link,
+            process,
+            exit,
+            placement,
+            origin,
+            cleared,
+            secrets,
+            secret_history,
+            folder,
+        })
     }
 
     /// Starts a process, or takes over the process `warm_process`.
@@ -443,7 +454,7 @@ impl Starter {
         let launcher = &self.server.launcher;
         let mut prepared = self.prepare().await?;
         if let Some(warm_process) = &warm_process {
-            prepared.place = warm_process.place.clone();
+            prepared.placement = warm_process.placement.clone();
         }
         let cleared = self.announce(launch, None, &prepared).await?;
         if let Err(refusal) = self.server.ensure_active() {
@@ -484,12 +495,12 @@ impl Starter {
         let egress_context =
             EgressContext { launch: launch.id, server: name.clone(), principal: principal.clone() };
         let (process, folder) = launcher.start(egress_context, settings, &prepared).await?;
-        let PreparedLaunch { secrets, place, .. } = prepared;
+        let PreparedLaunch { secrets, placement, .. } = prepared;
         let (log, scrub) = (self.server.log.clone(), self.server.scrub.clone());
-        let given = SecretHistory::new(secrets.clone());
+        let secret_history = SecretHistory::new(secrets.clone());
         tokio::spawn(stderr_log::keep(process.stderr, log, scrub, {
-            let given = given.clone();
-            move || given.all()
+            let secret_history = secret_history.clone();
+            move || secret_history.all()
         }));
         let handle: Arc<dyn Handle> = process.handle.into();
         let exit = Arc::new(OnceLock::new());
@@ -507,11 +518,11 @@ impl Starter {
             handle,
             exit,
             principal,
-            place,
+            placement,
             origin,
             cleared,
             secrets,
-            given,
+            secret_history,
             folder,
         })
     }
@@ -585,7 +596,7 @@ impl Starter {
         &self,
         launch: Launch<'_>,
         connecting: Option<(&str, bool)>,
-        PreparedLaunch { secrets, pinned, hashed, place, .. }: &PreparedLaunch,
+        PreparedLaunch { secrets, pinned, hashed, placement, .. }: &PreparedLaunch,
     ) -> Result<Arc<LaunchRequest>, CallError> {
         let launcher = &self.server.launcher;
         let program = launcher.looking(&self.server.name, &self.server.settings, {
@@ -603,7 +614,7 @@ impl Starter {
         }
         let launching = Arc::new(LaunchRequest {
             launch: launch.id,
-            place: place.clone(),
+            placement: placement.clone(),
             program,
             party: self.principal(),
             connecting: connecting.map(|(url, sse)| Connecting {
@@ -652,10 +663,10 @@ pub(super) mod tests {
             handle: handle(),
             exit: Arc::default(),
             principal: Arc::default(),
-            place: Placement::Sandbox { why: "test".into() },
+            placement: Placement::Sandbox { why: "test".into() },
             origin: Origin::default(),
             cleared: cleared(),
-            given: SecretHistory::new(secrets.clone()),
+            secret_history: SecretHistory::new(secrets.clone()),
             secrets,
             folder: None,
         }

@@ -45,7 +45,7 @@ pub struct Launcher {
     /// Digests of local programs.
     pub digests: Arc<Digests>,
     /// Folder of the discovery caches, if they are stored.
-    pub known: Option<PathBuf>,
+    pub discovery_cache_dir: Option<PathBuf>,
     /// Resolution and pulls of images.
     pub images: Arc<Images>,
     /// Decisions on egress.
@@ -69,7 +69,7 @@ pub struct PreparedLaunch {
     /// Engine, or the reason why there is none.
     pub engine: Result<container::Engine, String>,
     /// Runtime for the start.
-    pub place: Placement,
+    pub placement: Placement,
 }
 
 impl Launcher {
@@ -86,22 +86,22 @@ impl Launcher {
         let hashed = self.hashed(settings).await;
         let mut engine = self.engine.now();
         let in_container =
-            matches!(self.place_with(&engine, settings), Placement::Container { .. });
+            matches!(self.placement_with(&engine, settings), Placement::Container { .. });
         if engine.is_err() && in_container && settings.pod_socket.is_none() {
             engine = self.engine.look().await;
         }
         let pinned = self.images.pin(&engine, server, settings).await?;
-        let place = self.place_with(&engine, settings);
-        Ok(PreparedLaunch { secrets, pinned, hashed, engine, place })
+        let placement = self.placement_with(&engine, settings);
+        Ok(PreparedLaunch { secrets, pinned, hashed, engine, placement })
     }
 
     /// Runtime of a server if it started now.
-    pub fn place(&self, settings: &config::Server) -> Placement {
-        self.place_with(&self.engine.now(), settings)
+    pub fn placement(&self, settings: &config::Server) -> Placement {
+        self.placement_with(&self.engine.now(), settings)
     }
 
     /// Runtime of a server if it started with this engine.
-    pub fn place_with(
+    pub fn placement_with(
         &self,
         engine: &Result<container::Engine, String>,
         settings: &config::Server,
@@ -152,7 +152,7 @@ impl Launcher {
         self: &Arc<Self>,
         egress_context: EgressContext,
         settings: &config::Server,
-        PreparedLaunch { secrets, pinned, hashed, engine, place }: &PreparedLaunch,
+        PreparedLaunch { secrets, pinned, hashed, engine, placement }: &PreparedLaunch,
     ) -> Result<(Process, Option<portcullis_vault::Folder>), LaunchFailure> {
         let server = &egress_context.server.clone();
         let unchanged = || match hashed {
@@ -182,9 +182,9 @@ impl Launcher {
             // The pod mounts the secrets on files.
             return Ok((process, None));
         }
-        let folder = self.on_files(secrets, settings, place)?;
+        let folder = self.on_files(secrets, settings, placement)?;
         spec.secret_files = folder.as_ref().map(|folder| folder.path().to_owned());
-        let mut process = match place {
+        let mut process = match placement {
             Placement::Container { .. } => {
                 let engine = engine.as_ref().map_err(|why| LaunchFailure {
                     what: format!("no container engine answers: {why}"),
@@ -356,7 +356,7 @@ impl Launcher {
         &self,
         secrets: &SecretSet,
         settings: &config::Server,
-        place: &Placement,
+        placement: &Placement,
     ) -> Result<Option<portcullis_vault::Folder>, LaunchFailure> {
         let files = secrets.by(DeliveryMethod::File);
         if files.is_empty() {
@@ -373,7 +373,7 @@ impl Launcher {
                 self.runtime.get_or_init(|| runtime)
             }
         };
-        let reader = match place {
+        let reader = match placement {
             // Only the engine knows the host's id of the container's user.
             Placement::Container { .. } => None,
             _ => {

@@ -60,7 +60,7 @@ pub(super) struct Multiplexer {
     next: AtomicU64,
     dead: OnceLock<String>,
     revision: RwLock<Option<Revision>>,
-    asked: PendingServerRequests,
+    server_requests: PendingServerRequests,
     out: Writer,
     errands: Arc<Semaphore>,
 }
@@ -101,7 +101,7 @@ impl Multiplexer {
             next: AtomicU64::new(1),
             dead: OnceLock::new(),
             revision: RwLock::default(),
-            asked: PendingServerRequests::default(),
+            server_requests: PendingServerRequests::default(),
             out,
             errands: Arc::new(Semaphore::new(ERRANDS)),
         }
@@ -153,7 +153,7 @@ impl Multiplexer {
         let _ = self.dead.set(why);
         // Dropping the senders ends all waits.
         self.pending.lock().clear();
-        self.asked.end();
+        self.server_requests.end();
     }
 
     pub fn dead(&self) -> Option<String> {
@@ -294,7 +294,7 @@ impl Multiplexer {
             self.send(pong(&id));
             return None;
         }
-        let Some(answer) = self.asked.register(stream, &id, {
+        let Some(answer) = self.server_requests.register(stream, &id, {
             let out = self.out.clone();
             move |text| out(text)
         }) else {
@@ -306,7 +306,7 @@ impl Multiplexer {
 
     /// Cancels a server request.
     pub fn take_back(&self, stream: StreamOfCall, params: Option<&Bytes>) {
-        self.asked.take_back(stream, params);
+        self.server_requests.take_back(stream, params);
     }
 
     async fn notification(&self, method: Method, params: Option<Bytes>, stream: StreamKind) {

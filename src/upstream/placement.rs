@@ -62,9 +62,9 @@ pub struct Program {
 
 impl Program {
     /// The program for policies, with this runtime.
-    pub fn for_policies(&self, place: &Placement) -> portcullis_policy::Program {
+    pub fn for_policies(&self, placement: &Placement) -> portcullis_policy::Program {
         portcullis_policy::Program {
-            runtime: place.kind(),
+            runtime: placement.kind(),
             name: self.name.clone(),
             digest: self.digest.clone(),
             deviations: self.deviations.iter().map(|key| (*key).to_owned()).collect(),

@@ -61,7 +61,7 @@ impl ResourceWatches {
             // wanted, so that a new answer is not removed.
             self.granted.send_if_modified(|state| {
                 state.granted.remove(uri);
-                state.asked.remove(uri)
+                state.requested.remove(uri)
             });
             wanted.insert(uri.to_owned(), 1);
             true
@@ -168,7 +168,7 @@ impl ResourceWatches {
     /// Waits for a modern server's answer about one resource.
     async fn granted(&self, uri: &str) -> Result<Reply, CallError> {
         let mut granted = self.granted.subscribe();
-        let state = granted.wait_for(|granted| granted.asked.contains(uri)).await;
+        let state = granted.wait_for(|granted| granted.requested.contains(uri)).await;
         let Ok(state) = state else { return Err(CallError::Unavailable("it ended".into())) };
         if state.granted.contains(uri) {
             return Ok(Reply::Result(Bytes::from_static(b"{}")));

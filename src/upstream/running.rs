@@ -35,7 +35,7 @@ pub struct Running {
     pub(super) definitions: Arc<Definitions>,
     pub(super) process: Option<Arc<dyn Handle>>,
     pub(super) exit: Arc<OnceLock<Exit>>,
-    pub place: Placement,
+    pub placement: Placement,
     /// The program that runs, and its deviations.
     pub origin: Origin,
     pub since: Instant,
@@ -46,7 +46,7 @@ pub struct Running {
     /// Secrets at the start of the process.
     pub(super) first: Arc<SecretSet>,
     /// All delivered secrets, including those at the start.
-    pub(super) given: SecretHistory,
+    pub(super) secret_history: SecretHistory,
     /// Secrets that were delivered last. On files, they replaced those at the start.
     pub(super) secrets: Mutex<Arc<SecretSet>>,
     /// Folder of the secrets that are delivered as files. Removed with the instance.
@@ -209,7 +209,7 @@ pub(super) mod tests {
     pub fn cleared() -> Arc<LaunchRequest> {
         Arc::new(LaunchRequest {
             launch: DecisionId::next(),
-            place: Placement::Sandbox { why: "test".into() },
+            placement: Placement::Sandbox { why: "test".into() },
             program: Program {
                 name: "test".into(),
                 digest: None,
@@ -249,12 +249,12 @@ pub(super) mod tests {
             definitions: Arc::default(),
             process: has_process.then(handle),
             exit: Arc::default(),
-            place: Placement::Sandbox { why: "test".into() },
+            placement: Placement::Sandbox { why: "test".into() },
             origin: Origin::default(),
             since: Instant::now(),
             level: Mutex::default(),
             cleared: cleared(),
-            given: SecretHistory::new(first.clone()),
+            secret_history: SecretHistory::new(first.clone()),
             secrets: Mutex::new(first.clone()),
             first,
             folder: None,
@@ -266,9 +266,9 @@ pub(super) mod tests {
     #[test]
     fn history_keeps_first_and_newest_secrets() {
         let all: Vec<_> = (0..40).map(|_| Arc::new(SecretSet::default())).collect();
-        let given = SecretHistory::new(all[0].clone());
-        all[1..].iter().for_each(|secrets| given.add(secrets));
-        let kept = given.all();
+        let history = SecretHistory::new(all[0].clone());
+        all[1..].iter().for_each(|secrets| history.add(secrets));
+        let kept = history.all();
         assert_eq!(kept.len(), SecretHistory::MOST);
         assert!(Arc::ptr_eq(&kept[0], &all[0]));
         let newest = all[all.len() - SecretHistory::MOST + 1..].iter();

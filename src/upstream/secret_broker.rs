@@ -36,7 +36,7 @@ pub struct SecretBroker {
     learn: Option<RegisterForRedaction>,
     /// Secrets in use, or in use at the last cleanup. Those of a replaced config entry stay in the
     /// list while an instance of it runs.
-    given: Arc<Mutex<Vec<InUse>>>,
+    in_use: Arc<Mutex<Vec<InUse>>>,
     /// Positions of secrets by client in the config, by server and name.
     places: RwLock<BTreeMap<(ServerName, String), (PathBuf, u32)>>,
 }
@@ -48,8 +48,8 @@ impl SecretBroker {
             let read = read.values().filter_map(|read| read.as_ref().ok());
             read.map(|secrets| (server.clone(), Arc::downgrade(secrets)))
         });
-        let given = Arc::new(Mutex::new(all.collect()));
-        Self { learn: Some(learn), given, places: RwLock::default() }
+        let in_use = Arc::new(Mutex::new(all.collect()));
+        Self { learn: Some(learn), in_use, places: RwLock::default() }
     }
 
     /// Sets the positions of secrets that differ by client.
@@ -68,7 +68,9 @@ impl SecretBroker {
         client: &PrincipalKind,
     ) -> Result<(), CallError> {
         let scope = SecretScope::of(settings, Some(client));
-        let Some(missing) = settings.given().find(|given| scope.reference(*given).is_none()) else {
+        let Some(missing) =
+            settings.secret_bindings().find(|binding| scope.reference(*binding).is_none())
+        else {
             return Ok(());
         };
         let place = self.places.read().get(&(server.clone(), missing.name.to_owned())).cloned();
@@ -94,17 +96,17 @@ impl SecretBroker {
         };
         let Some(learn) = self.learn.clone() else { return Ok(()) };
         let (server, secrets) = (server.clone(), secrets.clone());
-        let given = self.given.clone();
+        let in_use = self.in_use.clone();
         // The search automaton is rebuilt, which takes a while.
         let work = move || {
             // One at a time, so that secrets that another call is about to deliver are included.
-            let mut given = given.lock();
-            given.retain(|(_, secrets)| secrets.strong_count() > 0);
-            let of_it = given.iter().filter(|(of, _)| *of == server);
+            let mut listed = in_use.lock();
+            listed.retain(|(_, secrets)| secrets.strong_count() > 0);
+            let of_it = listed.iter().filter(|(of, _)| *of == server);
             let mut in_use: Vec<_> = of_it.filter_map(|(_, secrets)| secrets.upgrade()).collect();
             in_use.push(secrets.clone());
             learn(&server, &in_use)?;
-            given.push((server, Arc::downgrade(&secrets)));
+            listed.push((server, Arc::downgrade(&secrets)));
             Ok(())
         };
         tokio::task::spawn_blocking(work)

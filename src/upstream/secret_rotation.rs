@@ -67,7 +67,7 @@ impl SecretRotation {
             return Ok(outcome);
         }
         let is_file = |secret: &&DeliveredSecret| secret.by == DeliveryMethod::File;
-        let (files, held): (Vec<_>, Vec<_>) = current.unlike(&before).partition(is_file);
+        let (files, others): (Vec<_>, Vec<_>) = current.unlike(&before).partition(is_file);
         if let (Some(folder), false) = (&running.folder, files.is_empty()) {
             let (name, cleared) = (&self.server.name, &running.cleared);
             if let Some(refusal) = review.forbids(name, cleared).await {
@@ -75,14 +75,14 @@ impl SecretRotation {
             }
             let names: Vec<_> = files.iter().map(|secret| secret.name.clone()).collect();
             review.review_redelivery(name, cleared, &names).await?;
-            running.given.add(&current);
+            running.secret_history.add(&current);
             for secret in files {
                 folder.put(&secret.name, &secret.value).map_err(|why| why.to_string())?;
             }
             outcome.files = true;
         }
         *running.secrets.lock() = current.clone();
-        if !held.is_empty() && !outcome.outdated.is_empty() {
+        if !others.is_empty() && !outcome.outdated.is_empty() {
             let (launch, party) = (running.cleared.launch, running.cleared.party.clone());
             let secrets = outcome.outdated.clone();
             self.server.emit(ServerEvent::Outdated { launch, party, secrets }).await;
@@ -110,8 +110,8 @@ impl SecretRotation {
 
 /// Names of the current secrets that are not on files and that the instance does not have.
 fn outdated(current: &SecretSet, running: &Running) -> Vec<String> {
-    let held = current.unlike(&running.first).filter(|secret| secret.by != DeliveryMethod::File);
-    held.map(|secret| secret.name.clone()).collect()
+    let unlike = current.unlike(&running.first).filter(|secret| secret.by != DeliveryMethod::File);
+    unlike.map(|secret| secret.name.clone()).collect()
 }
 
 #[cfg(test)]

@@ -26,7 +26,10 @@ impl SecretScope {
                 // `anonymous` could be the name of a client.
                 PrincipalKind::Anonymous => return None,
             };
-            settings.given().any(|given| given.by_client.contains_key(&name)).then_some(name)
+            settings
+                .secret_bindings()
+                .any(|binding| binding.by_client.contains_key(&name))
+                .then_some(name)
         });
         named.map_or(Self::Common, Self::Client)
     }
@@ -34,8 +37,8 @@ impl SecretScope {
     /// All scopes of a server.
     pub fn all(settings: &config::Server) -> Vec<Self> {
         let mut all: Vec<_> = settings
-            .given()
-            .flat_map(|given| given.by_client.keys().cloned().map(Self::Client))
+            .secret_bindings()
+            .flat_map(|binding| binding.by_client.keys().cloned().map(Self::Client))
             .chain([Self::Common])
             .collect();
         all.sort();
@@ -52,9 +55,9 @@ impl SecretScope {
     }
 
     /// Reference of a secret in this scope, and whether it is the client's own.
-    pub(super) fn reference<'a>(&self, given: SecretBinding<'a>) -> Option<(bool, &'a str)> {
-        let own = self.client().and_then(|client| given.by_client.get(client));
-        own.map(|from| (true, &**from)).or_else(|| Some((false, given.from?)))
+    pub(super) fn reference<'a>(&self, binding: SecretBinding<'a>) -> Option<(bool, &'a str)> {
+        let own = self.client().and_then(|client| binding.by_client.get(client));
+        own.map(|from| (true, &**from)).or_else(|| Some((false, binding.from?)))
     }
 }
 
@@ -116,24 +119,24 @@ impl SecretSet {
         before: Option<&Self>,
     ) -> Result<Self, SecretError> {
         let mut all = Vec::new();
-        for given in settings.given() {
-            let Some((own, from)) = scope.reference(given) else { continue };
-            let name = given.name;
+        for binding in settings.secret_bindings() {
+            let Some((own, from)) = scope.reference(binding) else { continue };
+            let name = binding.name;
             let client = scope.client().filter(|_| own).map(str::to_owned);
             let not = |source: Option<Source>, what: &Unresolved| {
                 unresolved(name, client.clone(), source, what)
             };
             let source: Source = from.parse().map_err(|what| not(None, &what))?;
-            let by = match given.delivery {
+            let by = match binding.delivery {
                 Some(SecretDeliveryMethod::Env) => DeliveryMethod::Environment,
                 Some(SecretDeliveryMethod::File) => DeliveryMethod::File,
                 None => DeliveryMethod::Header,
             };
-            let known = before.filter(|_| source.file().is_none()).and_then(|before| {
+            let previous = before.filter(|_| source.file().is_none()).and_then(|before| {
                 before.0.iter().find(|had| had.name == name && had.by == by && had.source == source)
             });
-            let value = match known {
-                Some(known) => known.value.clone(),
+            let value = match previous {
+                Some(previous) => previous.value.clone(),
                 None => {
                     let value = source.clone().relative_to(base).fetch().await;
                     value.map_err(|what| not(Some(source.clone()), &what))?

@@ -247,12 +247,12 @@ impl Server {
     }
 
     /// The fresh cached list, or list failure, of the running shared instance.
-    pub fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
-        self.shared().kept(offer)
+    pub fn fresh_list(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
+        self.shared().fresh_list(offer)
     }
 
     /// The list of the server's last run. `None` while it runs, because its list may have changed.
-    pub async fn known(&self, offer: ListKind) -> Option<Items> {
+    pub async fn last_list(&self, offer: ListKind) -> Option<Items> {
         if self.current().is_some() {
             return None;
         }
@@ -382,7 +382,8 @@ impl Server {
         if !reading.faults.is_empty() {
             return Err(reading.faults.join("; "));
         }
-        let secrets = self.settings.given().map(|given| given.name.to_owned()).collect();
+        let secrets =
+            self.settings.secret_bindings().map(|binding| binding.name.to_owned()).collect();
         Ok(RotationReport { secrets, instances, later: later.into_iter().collect() })
     }
 
@@ -394,7 +395,7 @@ impl Server {
     /// The files that are sources of the server's secrets.
     pub fn secret_files(&self) -> Vec<PathBuf> {
         let base = &self.common.launcher.base;
-        let all = self.settings.given().flat_map(SecretBinding::references);
+        let all = self.settings.secret_bindings().flat_map(SecretBinding::references);
         let all = all.filter_map(|(_, from)| from.parse::<Source>().ok());
         all.filter_map(|source| Some(source.relative_to(base).file()?.to_owned())).collect()
     }
@@ -440,8 +441,8 @@ impl Server {
         others.retain(|instance| !Arc::ptr_eq(instance, main));
         let others = join_all(others.iter().map(|instance| instance.standing()));
         let (others, shared) = tokio::join!(others, main.standing());
-        let place = self.common.launcher.place(&self.settings);
+        let placement = self.common.launcher.placement(&self.settings);
         let unwell = self.common.unwell.load(Ordering::Relaxed);
-        Status::of(shared, &others, place, self.pool.count(), unwell)
+        Status::of(shared, &others, placement, self.pool.count(), unwell)
     }
 }

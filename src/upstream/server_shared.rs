@@ -167,7 +167,7 @@ impl ServerShared {
                 let exit = tokio::time::timeout(EXIT_TIMEOUT, process.wait()).await.ok();
                 (process.describe(), exit)
             }
-            None => (running.place.why().to_owned(), None),
+            None => (running.placement.why().to_owned(), None),
         };
         let (launch, party) = (running.cleared.launch, running.cleared.party.clone());
         self.emit(ServerEvent::Ended { launch, process, party, why, exit }).await;
@@ -234,13 +234,13 @@ pub(super) mod tests {
     }
 
     /// A launcher without an engine, for a config in the folder `base`.
-    pub fn launcher(base: PathBuf, known: Option<PathBuf>) -> Arc<Launcher> {
+    pub fn launcher(base: PathBuf, discovery_cache_dir: Option<PathBuf>) -> Arc<Launcher> {
         Arc::new(Launcher {
             engine: crate::Engines::none(None, "none"),
             instance: String::new(),
             base,
             protected: Default::default(),
-            known,
+            discovery_cache_dir,
             caps: portcullis_protocol::codec::Caps {
                 bytes: 1_000,
                 depth: 9,

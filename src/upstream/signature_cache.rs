@@ -56,17 +56,17 @@ pub(super) struct CachedSignatures {
 
 /// Union of known and new signatures. Contents of attestations are dropped: a start only needs
 /// their existence.
-pub(super) fn added(mut known: Vec<Signed>, found: &[Signed]) -> Vec<Signed> {
+pub(super) fn added(mut cached: Vec<Signed>, found: &[Signed]) -> Vec<Signed> {
     for one in found {
         let mut one = one.clone();
         if let SignedContent::Attestation { predicate, .. } = &mut one.what {
             *predicate = None;
         }
-        if !known.iter().any(|known| is_same(known, &one)) {
-            known.push(one);
+        if !cached.iter().any(|cached| is_same(cached, &one)) {
+            cached.push(one);
         }
     }
-    known
+    cached
 }
 
 fn is_same(one: &Signed, other: &Signed) -> bool {
@@ -132,10 +132,10 @@ impl SignatureCache {
     }
 
     /// Whether the registry answered recently, and policies have not refused the image since.
-    pub fn is_fresh(&self, known: &CachedSignatures, repository: &Repository) -> bool {
+    pub fn is_fresh(&self, cached: &CachedSignatures, repository: &Repository) -> bool {
         let now = seconds(SystemTime::now());
         // A time in the future means that the clock was set back.
-        let age = known.asked.get(&repository.0).and_then(|asked| now.checked_sub(*asked));
+        let age = cached.asked.get(&repository.0).and_then(|asked| now.checked_sub(*asked));
         age.is_some_and(|age| age < FRESH.as_secs()) && !self.refused.lock().contains(repository)
     }
 
@@ -171,27 +171,27 @@ impl SignatureCache {
         let Repository(name, key) = repository;
         DirBuilder::new().recursive(true).mode(0o700).create(self.folder())?;
         let _turn = self.turn()?;
-        let mut known = self.find(key).unwrap_or_default();
+        let mut cached = self.find(key).unwrap_or_default();
         // New signatures move to the end.
         let found = added(Vec::new(), signed);
-        known.signed.retain(|one| !found.iter().any(|found| is_same(one, found)));
-        known.signed.extend(found);
-        known.asked.insert(name, seconds(now));
-        while known.asked.len() > REPOSITORIES {
-            let oldest = known.asked.iter().min_by_key(|(_, asked)| **asked);
+        cached.signed.retain(|one| !found.iter().any(|found| is_same(one, found)));
+        cached.signed.extend(found);
+        cached.asked.insert(name, seconds(now));
+        while cached.asked.len() > REPOSITORIES {
+            let oldest = cached.asked.iter().min_by_key(|(_, asked)| **asked);
             let Some(oldest) = oldest.map(|(repository, _)| repository.clone()) else { break };
-            known.asked.remove(&oldest);
+            cached.asked.remove(&oldest);
         }
-        let mut bytes = serde_json::to_vec(&known)?;
+        let mut bytes = serde_json::to_vec(&cached)?;
         // A larger file could not be read again. Drop the oldest signatures.
-        while bytes.len() > seal::LARGEST && !known.signed.is_empty() {
+        while bytes.len() > seal::LARGEST && !cached.signed.is_empty() {
             let mut over = bytes.len() - seal::LARGEST;
-            while over > 0 && !known.signed.is_empty() {
-                over = over.saturating_sub(serde_json::to_vec(&known.signed.remove(0))?.len());
+            while over > 0 && !cached.signed.is_empty() {
+                over = over.saturating_sub(serde_json::to_vec(&cached.signed.remove(0))?.len());
             }
-            bytes = serde_json::to_vec(&known)?;
+            bytes = serde_json::to_vec(&cached)?;
         }
-        if known.signed.is_empty() {
+        if cached.signed.is_empty() {
             return Ok(());
         }
         let seal = self.seal().ok_or_else(|| io::Error::other("there is no key to seal it"))?;
@@ -269,15 +269,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
         for message in [&[][..], &[signed("a", SignedContent::Signature)]] {
-            let kept = SignatureCache::new(folder.path());
-            kept.keep(at("here", key), message, SystemTime::now());
-            assert!(kept.rests(&at("here", key)));
+            let cache = SignatureCache::new(folder.path());
+            cache.keep(at("here", key), message, SystemTime::now());
+            assert!(cache.rests(&at("here", key)));
             // The pause is valid for this run, this image and this repository only.
-            assert!(!kept.rests(&at("there", key)));
-            assert!(!kept.rests(&at("here", Digest::of(b"that"))));
+            assert!(!cache.rests(&at("there", key)));
+            assert!(!cache.rests(&at("here", Digest::of(b"that"))));
             assert!(!SignatureCache::new(folder.path()).rests(&at("here", key)));
-            kept.rest(at("here", key), Duration::ZERO);
-            assert!(!kept.rests(&at("here", key)));
+            cache.rest(at("here", key), Duration::ZERO);
+            assert!(!cache.rests(&at("here", key)));
         }
     }
 
@@ -285,57 +285,57 @@ mod tests {
     fn entries_accumulate_and_expire_by_repository() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
-        let kept = SignatureCache::new(folder.path());
+        let cache = SignatureCache::new(folder.path());
         let now = SystemTime::now();
         let scan = || SignedContent::Attestation {
             predicate_type: "scan".into(),
             predicate: Some(7.into()),
         };
         // One registry hides its signatures; the other has a different one.
-        kept.keep(
+        cache.keep(
             at("here", key),
             &[signed("a", SignedContent::Signature), signed("a", scan())],
             now,
         );
-        kept.keep(at("there", key), &[signed("b", SignedContent::Signature)], now - FRESH);
-        kept.keep(at("here", key), &[], now);
-        kept.keep(at("here", key), &[signed("a", scan())], now);
-        let known = kept.find(key).unwrap();
-        let by = SignedBy::from(&*known.signed);
+        cache.keep(at("there", key), &[signed("b", SignedContent::Signature)], now - FRESH);
+        cache.keep(at("here", key), &[], now);
+        cache.keep(at("here", key), &[signed("a", scan())], now);
+        let cached = cache.find(key).unwrap();
+        let by = SignedBy::from(&*cached.signed);
         let attested = Attested { by: "a".into(), of_type: "scan".into() };
         assert_eq!((&*by.signers, &*by.attested), (&["a".into(), "b".into()][..], &[attested][..]));
-        assert_eq!(known.signed.len(), 3);
+        assert_eq!(cached.signed.len(), 3);
 
-        let fresh = |repository: &str| kept.is_fresh(&known, &at(repository, key));
+        let fresh = |repository: &str| cache.is_fresh(&cached, &at(repository, key));
         assert!(fresh("here"));
         // A day old, and never queried.
         assert!(!fresh("there") && !fresh("elsewhere"));
         // Queried before the clock was set back.
-        kept.keep(at("here", key), &[], now + FRESH);
-        assert!(!kept.is_fresh(&kept.find(key).unwrap(), &at("here", key)));
+        cache.keep(at("here", key), &[], now + FRESH);
+        assert!(!cache.is_fresh(&cache.find(key).unwrap(), &at("here", key)));
 
         // Policies refused it, until it is queried again.
-        kept.keep(at("here", key), &[], now);
-        let known = kept.find(key).unwrap();
-        kept.refuse(at("here", key));
-        assert!(!kept.is_fresh(&known, &at("here", key)));
-        kept.keep(at("here", key), &[], now);
-        assert!(kept.is_fresh(&known, &at("here", key)));
+        cache.keep(at("here", key), &[], now);
+        let cached = cache.find(key).unwrap();
+        cache.refuse(at("here", key));
+        assert!(!cache.is_fresh(&cached, &at("here", key)));
+        cache.keep(at("here", key), &[], now);
+        assert!(cache.is_fresh(&cached, &at("here", key)));
     }
 
     #[test]
     fn cached_repositories_are_limited() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
-        let kept = SignatureCache::new(folder.path());
+        let cache = SignatureCache::new(folder.path());
         let signed = [signed("a", SignedContent::Signature)];
         for n in 0..=REPOSITORIES {
             let when = SystemTime::UNIX_EPOCH + Duration::from_secs(1000 - n as u64);
-            kept.keep(at(&format!("r{n}"), key), &signed, when);
+            cache.keep(at(&format!("r{n}"), key), &signed, when);
         }
-        let known = kept.find(key).unwrap();
-        assert_eq!(known.asked.len(), REPOSITORIES);
-        assert!(known.asked.contains_key("r0"));
+        let cached = cache.find(key).unwrap();
+        assert_eq!(cached.asked.len(), REPOSITORIES);
+        assert!(cached.asked.contains_key("r0"));
     }
 
     #[test]
@@ -345,10 +345,10 @@ mod tests {
         // One cache for each, as for several processes.
         let each: Vec<_> = (0..8).map(|n| (n, SignatureCache::new(folder.path()))).collect();
         std::thread::scope(|scope| {
-            for (n, kept) in &each {
+            for (n, cache) in &each {
                 scope.spawn(move || {
                     let signed = [signed(&n.to_string(), SignedContent::Signature)];
-                    kept.keep(at("here", key), &signed, SystemTime::now());
+                    cache.keep(at("here", key), &signed, SystemTime::now());
                 });
             }
         });
@@ -359,24 +359,24 @@ mod tests {
     fn oldest_findings_are_evicted() {
         let folder = tempfile::tempdir().unwrap();
         let key = Digest::of(b"this");
-        let kept = SignatureCache::new(folder.path());
+        let cache = SignatureCache::new(folder.path());
         let attests = |n: usize| {
             let predicate_type = format!("{n}{}", "x".repeat(seal::LARGEST / 3));
             signed("a", SignedContent::Attestation { predicate_type, predicate: None })
         };
-        let found = |kept: &SignatureCache| {
-            let known = kept.find(key).unwrap().signed;
-            (0..5).filter(|n| known.contains(&attests(*n))).collect::<Vec<_>>()
+        let found = |cache: &SignatureCache| {
+            let cached = cache.find(key).unwrap().signed;
+            (0..5).filter(|n| cached.contains(&attests(*n))).collect::<Vec<_>>()
         };
         for (n, all) in [(0, &[0][..]), (1, &[0, 1]), (2, &[1, 2]), (1, &[1, 2]), (3, &[1, 3])] {
-            kept.keep(at("here", key), &[attests(n)], SystemTime::now());
-            assert_eq!(found(&kept), all, "{n}");
+            cache.keep(at("here", key), &[attests(n)], SystemTime::now());
+            assert_eq!(found(&cache), all, "{n}");
         }
         // A signature that is too large is not stored, and displaces no other.
         let huge = "x".repeat(seal::LARGEST);
         let huge =
             signed("a", SignedContent::Attestation { predicate_type: huge, predicate: None });
-        kept.keep(at("here", key), &[huge], SystemTime::now());
-        assert_eq!(found(&kept), [1, 3]);
+        cache.keep(at("here", key), &[huge], SystemTime::now());
+        assert_eq!(found(&cache), [1, 3]);
     }
 }

@@ -15,7 +15,7 @@ pub struct Status {
     /// `resting` while the circuit is open, `failed`, or `stopped`.
     pub health: &'static str,
     /// Runtime of the shared instance, or the runtime of its next start.
-    pub place: Placement,
+    pub placement: Placement,
     /// Local process of the shared instance.
     pub process: Option<String>,
     pub revision: Option<String>,
@@ -107,7 +107,7 @@ impl Status {
     pub(super) fn of(
         shared: InstanceHealth,
         others: &[InstanceHealth],
-        place: Placement,
+        placement: Placement,
         warm: usize,
         unwell: u64,
     ) -> Self {
@@ -123,7 +123,7 @@ impl Status {
                 (None, None) => "stopped",
             },
             health: word,
-            place: running.as_ref().map_or(place, |running| running.place.clone()),
+            placement: running.as_ref().map_or(placement, |running| running.placement.clone()),
             process,
             revision: running.as_ref().map(|running| running.handshake.revision.to_string()),
             active,
@@ -164,13 +164,13 @@ mod tests {
         let others = [health(None, 1), health(Some(running(true)), 0)];
         let status = Status::of(shared, &others, elsewhere.clone(), 0, 7);
         assert_eq!((status.state, status.active, status.lost), ("running", 4, 6));
-        assert_ne!(status.place, elsewhere);
+        assert_ne!(status.placement, elsewhere);
         let each: Vec<_> = status.instances.iter().map(|one| (one.leaving, one.active)).collect();
         assert_eq!(each, [(false, 0), (false, 1), (true, 2)]);
 
         let mut stopped = health(None, 0);
         stopped.failure = Some("no such file".into());
         let status = Status::of(stopped, &[], elsewhere.clone(), 0, 0);
-        assert_eq!((status.state, status.place), ("failed", elsewhere));
+        assert_eq!((status.state, status.placement), ("failed", elsewhere));
     }
 }

@@ -109,7 +109,7 @@ impl WarmPool {
         }
         let digest = self.program_digest().await;
         let ServerShared { launcher, settings, secrets, .. } = self.server();
-        let place = launcher.place(settings);
+        let placement = launcher.placement(settings);
         let secrets = secrets.loaded(&self.starter.scope).ok();
         let taken = loop {
             let Some(warm) = self.slot.lock().waiting.pop_front() else { break None };
@@ -118,7 +118,7 @@ impl WarmPool {
                 "it ended before it was needed"
             } else if process.cleared.program.digest != digest {
                 "its program was replaced"
-            } else if process.place.kind() != place.kind() {
+            } else if process.placement.kind() != placement.kind() {
                 "its runtime has changed"
             } else if !secrets.as_ref().is_some_and(|now| Arc::ptr_eq(now, &process.secrets)) {
                 REREAD

@@ -116,8 +116,8 @@ pub(super) struct Stream {
     unread: u32,
     /// `seq` from which to read on after an unreadable record.
     read_on: Option<u64>,
-    unkept: bool,
-    kept: Instant,
+    unsaved: bool,
+    saved_at: Instant,
 }
 
 impl Stream {
@@ -136,8 +136,8 @@ impl Stream {
             failures: 0,
             unread: 0,
             read_on: None,
-            unkept: false,
-            kept: Instant::now(),
+            unsaved: false,
+            saved_at: Instant::now(),
         };
         stream.begin(read);
         stream.parts.next.store(stream.next, Ordering::Relaxed);
@@ -152,7 +152,7 @@ impl Stream {
             Ok(None) => {
                 self.next = if self.parts.from_now { end } else { first };
                 // A stop before the first delivery must not move the beginning.
-                self.unkept = true;
+                self.unsaved = true;
             }
             Ok(Some(cursor)) if cursor.log != *log => {
                 tracing::error!(
@@ -208,8 +208,8 @@ impl Stream {
                     changed = stop.changed() => if changed.is_err() {
                         return self.keep().await;
                     },
-                    () = tokio::time::sleep_until(self.kept + self.parts.pace.keep),
-                        if self.unkept => self.keep().await,
+                    () = tokio::time::sleep_until(self.saved_at + self.parts.pace.keep),
+                        if self.unsaved => self.keep().await,
                 }
                 let waiting = ends.borrow().saturating_sub(self.next);
                 if waiting > 0 && waiting < self.size as u64 && !*stop.borrow() {
@@ -237,7 +237,7 @@ impl Stream {
                     }
                 }
             }
-            if self.unkept && self.kept.elapsed() >= self.parts.pace.keep {
+            if self.unsaved && self.saved_at.elapsed() >= self.parts.pace.keep {
                 self.keep().await;
             }
         }
@@ -261,7 +261,7 @@ impl Stream {
         self.parts.meters.records.inc_by(count);
         self.next = chain.next;
         self.hash = Some(chain.hash);
-        self.unkept = true;
+        self.unsaved = true;
         self.parts.next.store(self.next, Ordering::Relaxed);
         Ok(())
     }
@@ -345,15 +345,15 @@ impl Stream {
 
     /// Writes the cursor file.
     async fn keep(&mut self) {
-        if !std::mem::take(&mut self.unkept) {
+        if !std::mem::take(&mut self.unsaved) {
             return;
         }
-        self.kept = Instant::now();
+        self.saved_at = Instant::now();
         let cursor = Cursor::new(self.parts.log.clone(), self.next, self.hash);
         let cursor_file = self.parts.cursor_file.clone();
         let written = tokio::task::spawn_blocking(move || cursor_file.write(&cursor)).await;
         if let Err(error) = written.map_err(std::io::Error::other).and_then(|w| w) {
-            self.unkept = true;
+            self.unsaved = true;
             self.parts.meters.failures.inc();
             tracing::warn!(
                 export = self.parts.name,

@@ -23,12 +23,12 @@ pub(super) struct NodeHashes {
 
 /// State of the log before the record `first`, according to signed proofs of dropped segments.
 pub(crate) fn dropped_before(dir: &Path, keys: &[Verifier], first: u64) -> Option<Head> {
-    let mut known = NodeHashes::default();
-    known.stubs(dir, keys, first).ok()?;
+    let mut hashes = NodeHashes::default();
+    hashes.stubs(dir, keys, first).ok()?;
     let last = dropped(dir).ok()?.into_iter().rfind(|begin| *begin < first)?;
     let PrunedSegmentProof { last, ended, .. } =
         PrunedSegmentProof::read(dir, last, keys).ok()?.ok()?;
-    (known.base.size() == first).then_some(Head { tree: known.base, last, recorded: ended })
+    (hashes.base.size() == first).then_some(Head { tree: hashes.base, last, recorded: ended })
 }
 
 impl NodeHashes {
@@ -41,33 +41,33 @@ impl NodeHashes {
         (from, to): (u64, u64),
         split: &[u64],
     ) -> Result<Self, Fault> {
-        let mut known = Self::default();
-        known.stubs(dir, keys, from)?;
-        let kept = known.base.size();
+        let mut hashes = Self::default();
+        hashes.stubs(dir, keys, from)?;
+        let kept = hashes.base.size();
         if kept <= from {
-            known.skip(dir, from)?;
+            hashes.skip(dir, from)?;
         }
-        let begin = known.end().max(view.first());
+        let begin = hashes.end().max(view.first());
         if begin >= to {
-            return Ok(known);
+            return Ok(hashes);
         }
         let (blocks, unreadable) = view.blocks(begin, to.saturating_sub(1), None, None);
         if let Some(what) = unreadable.into_iter().next() {
             return Err(Fault::Damaged(what));
         }
         for block in blocks.iter().filter(|block| block.first() + block.count() as u64 > begin) {
-            known.block(block);
+            hashes.block(block);
         }
         for seq in split {
             let first = seq - seq % TILE;
-            if known.leaves.contains_key(&first) && known.leaves.contains_key(seq) {
+            if hashes.leaves.contains_key(&first) && hashes.leaves.contains_key(seq) {
                 continue;
             }
             for line in view.lines(first, TILE as usize)? {
-                known.leaves.insert(line.seq().0, line.hash());
+                hashes.leaves.insert(line.seq().0, line.hash());
             }
         }
-        Ok(known)
+        Ok(hashes)
     }
 
     /// Tree before the known part.

@@ -193,11 +193,11 @@ pub(crate) fn include(
     let Some(Signed { checkpoint, note, .. }) = smallest else { return Ok(None) };
     let size = checkpoint.size;
     let split: Vec<u64> = seqs.iter().copied().chain([size - 1]).collect();
-    let known = NodeHashes::gather(dir, keys, view, (first, size), &split)?;
+    let hashes = NodeHashes::gather(dir, keys, view, (first, size), &split)?;
     let mut records = Vec::new();
     for line in lines {
         let seq = line.seq().0;
-        let path = ours(prove_record(size, seq, &known).map_err(damaged)?);
+        let path = ours(prove_record(size, seq, &hashes).map_err(damaged)?);
         let text = String::from_utf8(line.text().to_vec());
         let line = text.map_err(|_| Fault::Damaged(format!("record {seq} is no UTF-8")))?;
         records.push(Included { seq, line, path });
@@ -221,8 +221,8 @@ pub(crate) fn consist(
         Vec::new()
     } else {
         let split: Vec<u64> = [from - 1, to.saturating_sub(1)].into();
-        let known = NodeHashes::gather(dir, keys, view, (from - 1, to), &split).map_err(Err)?;
-        ours(prove_tree(to, from, &known).map_err(damaged).map_err(Err)?)
+        let hashes = NodeHashes::gather(dir, keys, view, (from - 1, to), &split).map_err(Err)?;
+        ours(prove_tree(to, from, &hashes).map_err(damaged).map_err(Err)?)
     };
     Ok(Proof::Consistency { v: VERSION, from: a.note.clone(), to: b.note.clone(), path })
 }

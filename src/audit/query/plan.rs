@@ -103,10 +103,10 @@ impl<'a> BlockQuery<'a> {
             Column::Day => values::day,
             Column::Hour => values::hour,
             _ => {
-                let Some((field, known)) = field(column).zip(self.known(column)?) else {
+                let Some((field, terms)) = field(column).zip(self.terms(column)?) else {
                     return Ok(None);
                 };
-                let parts = known.into_iter().map(|value| {
+                let parts = terms.into_iter().map(|value| {
                     let positions = self.block.term(field, &value)?;
                     Ok((value, positions))
                 });
@@ -117,7 +117,7 @@ impl<'a> BlockQuery<'a> {
         Ok((begin == end).then(|| vec![(begin, self.all())]))
     }
 
-    fn known(&mut self, column: Column) -> Result<Option<BTreeSet<String>>, Fault> {
+    fn terms(&mut self, column: Column) -> Result<Option<BTreeSet<String>>, Fault> {
         fn all(counts: &Counts) -> Option<BTreeSet<String>> {
             Some(counts.values()?.cloned().collect())
         }
@@ -242,11 +242,11 @@ impl<'a> BlockQuery<'a> {
     }
 
     fn fitting(&mut self, column: Column, pattern: &Pattern) -> Result<Bounds, Fault> {
-        let Some((field, known)) = field(column).zip(self.known(column)?) else {
+        let Some((field, terms)) = field(column).zip(self.terms(column)?) else {
             return Ok(Bounds::perhaps(self.having(column)?));
         };
         let mut positions = Bits::default();
-        for value in known.iter().filter(|value| pattern.fits(value)) {
+        for value in terms.iter().filter(|value| pattern.fits(value)) {
             positions = &positions | &self.block.term(field, value)?;
         }
         Ok(Bounds::exactly(positions))

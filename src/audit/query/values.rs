@@ -74,7 +74,7 @@ impl Column {
                 number.map(|number| number.to_string().into()).into_iter().collect()
             }
             Self::Arguments | Self::Result => {
-                let kept = self.kept(record).and_then(|kept| kept.body.as_ref());
+                let kept = self.kept_body(record).and_then(|kept| kept.body.as_ref());
                 kept.map(|body| body.to_string().into()).into_iter().collect()
             }
             Self::Text => serde_json::to_string(entry).map(Cow::from).into_iter().collect(),
@@ -111,7 +111,7 @@ impl Column {
             (_, Type::Duration | Type::Bytes | Type::Number) => self.number(entry).into(),
             (Self::Text, _) => serde_json::to_value(entry).unwrap_or_default(),
             (_, Type::Body) => {
-                self.kept(&entry.record).and_then(|kept| kept.body.clone()).unwrap_or_default()
+                self.kept_body(&entry.record).and_then(|kept| kept.body.clone()).unwrap_or_default()
             }
             _ => texts.into_iter().next().map(Cow::into_owned).into(),
         }
@@ -122,10 +122,10 @@ impl Column {
         matches!(self, Self::Refusal | Self::Group | Self::Rule | Self::Finding | Self::Label)
     }
 
-    fn kept(self, record: &Record) -> Option<&KeptBody> {
+    fn kept_body(self, record: &Record) -> Option<&KeptBody> {
         match (self, record) {
             (Self::Arguments, Record::Intent(_) | Record::Refused(_))
-            | (Self::Result, Record::Outcome(_)) => record.kept(),
+            | (Self::Result, Record::Outcome(_)) => record.kept_body(),
             _ => None,
         }
     }
@@ -134,7 +134,7 @@ impl Column {
         match self {
             Self::Text => serde_json::to_value(entry).is_ok_and(|value| any_text(&value, fits)),
             Self::Arguments | Self::Result => {
-                let kept = self.kept(&entry.record).and_then(|kept| kept.body.as_ref());
+                let kept = self.kept_body(&entry.record).and_then(|kept| kept.body.as_ref());
                 kept.is_some_and(|body| any_text(body, fits))
             }
             _ => self.values(entry).iter().any(|text| fits(text)),
@@ -255,7 +255,7 @@ fn test_holds(test: &Test, entry: &Entry) -> bool {
             addr.is_some_and(|addr| networks.iter().any(|network| network.has(addr)))
         }
         Test::Has(column) => match column {
-            Column::Arguments | Column::Result => column.kept(&entry.record).is_some(),
+            Column::Arguments | Column::Result => column.kept_body(&entry.record).is_some(),
             column => !column.values(entry).is_empty(),
         },
     }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{
-    Decision, Event, PolicyInput, RefusalGroup, Rule,
+    Decision, Event, RefusalGroup, Rule,
     v1::{Call, DecisionBasis, KeptBody, Kind, Record, Refusal, Target, Timing},
 };
 use portcullis_protocol::names::DecisionId;
@@ -118,15 +118,6 @@ impl Record {
         }
     }
 
-    /// Input of policies, if policies were evaluated.
-    pub fn asked(&self) -> Option<&PolicyInput> {
-        match self {
-            Self::Intent(intent) => intent.asked.as_ref(),
-            Self::Refused(refused) => refused.asked.as_ref(),
-            Self::Outcome(_) | Self::Event(_) => None,
-        }
-    }
-
     /// Durations, if the message ended.
     pub fn timing(&self) -> Option<&Timing> {
         match self {
@@ -137,7 +128,7 @@ impl Record {
     }
 
     /// Arguments or result that a policy keeps.
-    pub fn kept(&self) -> Option<&KeptBody> {
+    pub fn kept_body(&self) -> Option<&KeptBody> {
         match self {
             Self::Intent(intent) => intent.arguments.as_ref(),
             Self::Outcome(outcome) => outcome.result.as_ref(),

@@ -226,6 +226,6 @@ mod tests {
         // All rules, findings and labels except sixteen, all findings except three of those, and
         // the one member of the shape. A body that a policy keeps stays.
         assert_eq!(omitted, (200 - 16) + (100 - 16) + (100 - 16) + (1_000 - 3) + 16 + 1);
-        assert!(record.kept().is_some_and(|kept| kept.cut && kept.body.is_some()));
+        assert!(record.kept_body().is_some_and(|kept| kept.cut && kept.body.is_some()));
     }
 }

@@ -446,7 +446,7 @@ pub fn rule(rule: &refusal::Rule) -> Rule {
         file: rule.file.as_ref().map(|file| clip(&file.to_string_lossy(), URI)),
         line: rule.line,
         reason: rule.reason.as_deref().map(|reason| clip(reason, WORDS)),
-        asks: rule.obligations.asked().into_iter().map(str::to_owned).collect(),
+        asks: rule.obligations.annotations().into_iter().map(str::to_owned).collect(),
         overruled: false,
     }
 }

@@ -99,8 +99,8 @@ fn read(name: &str, node: &Node, options: &Options, report: &mut Report) -> Opti
     let kinds: Vec<&str> = packages.iter().map(kind_of).collect();
     // First an image, which has its own files; then a remote; then a package, which has none.
     let image = kinds.iter().position(|kind| *kind == "oci");
-    let known = kinds.iter().position(|kind| matches!(*kind, "npm" | "pypi" | "nuget"));
-    let chosen = match (image, remotes.first(), known.or((!packages.is_empty()).then_some(0))) {
+    let supported = kinds.iter().position(|kind| matches!(*kind, "npm" | "pypi" | "nuget"));
+    let chosen = match (image, remotes.first(), supported.or((!packages.is_empty()).then_some(0))) {
         (Some(at), ..) => Distribution::Package(&packages[at]),
         (None, Some(_), _) => {
             let http = remotes.iter().find(|remote| {

@@ -51,7 +51,9 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server) {
 
 /// Clients with their own secrets cannot share an instance.
 fn apart(checker: &mut Checker<'_>, at: &str, server: &Server) {
-    let Some(first) = server.given().find(|given| !given.by_client.is_empty()) else { return };
+    let Some(first) = server.secret_bindings().find(|binding| !binding.by_client.is_empty()) else {
+        return;
+    };
     let what = format!("`{}` differs by client", brief(first.name));
     if server.sharing == Sharing::Shared {
         checker.conflict(
@@ -251,8 +253,8 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
             checker.add(finding.warning().help("build the code into the image or the program"));
         }
     }
-    for given in server.given() {
-        references(checker, &child(&child(at, given.table()), given.name), given);
+    for binding in server.secret_bindings() {
+        references(checker, &child(&child(at, binding.table()), binding.name), binding);
     }
     for name in files(server) {
         let variable = format!("{name}_FILE");
@@ -290,8 +292,8 @@ fn environment(checker: &mut Checker<'_>, at: &str, server: &Server) {
 }
 
 /// Checks the sources of one secret's values.
-fn references(checker: &mut Checker<'_>, at: &str, given: SecretBinding<'_>) {
-    if given.from.is_none() && given.by_client.is_empty() {
+fn references(checker: &mut Checker<'_>, at: &str, binding: SecretBinding<'_>) {
+    if binding.from.is_none() && binding.by_client.is_empty() {
         let finding = checker.document.at_key(at, Code::MissingKey, "the source is missing");
         checker.add(finding.help(
             "write `from = \"env:NAME\"`, or references for single clients: `by-client = { NAME = \
@@ -299,7 +301,7 @@ fn references(checker: &mut Checker<'_>, at: &str, given: SecretBinding<'_>) {
         ));
     }
     let own = child(at, "by-client");
-    for (client, from) in given.references() {
+    for (client, from) in binding.references() {
         let pointer = client.map_or_else(|| child(at, "from"), |client| child(&own, client));
         if let Err(error) = from.parse::<Source>() {
             checker.add(checker.document.at_value(&pointer, Code::BadValue, error.to_string()));

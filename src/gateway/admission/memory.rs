@@ -119,7 +119,7 @@ impl MessageMemory {
     /// As [`reserve`](Self::reserve).
     pub fn hold(&self, who: &PrincipalKind, text: Bytes) -> Result<Bytes, Refusal> {
         let reserved = (text.len() > LARGE_BYTES).then(|| self.reserve(who, text.len()));
-        Ok(held(text, reserved.transpose()?.into_iter().collect()))
+        Ok(with_reservations(text, reserved.transpose()?.into_iter().collect()))
     }
 
     fn own(&self, who: &PrincipalKind) -> Arc<Semaphore> {
@@ -181,11 +181,11 @@ impl<'a> Incoming<'a> {
     /// The whole body, which keeps its reservation until its last part is dropped.
     pub fn finish(self) -> Bytes {
         let Self { text, reserved, .. } = self;
-        held(text.freeze(), reserved)
+        with_reservations(text.freeze(), reserved)
     }
 }
 
-fn held(text: Bytes, reserved: Vec<Reservation>) -> Bytes {
+fn with_reservations(text: Bytes, reserved: Vec<Reservation>) -> Bytes {
     if reserved.is_empty() {
         return text;
     }

@@ -97,7 +97,11 @@ pub enum ResolutionResult {
 #[async_trait]
 pub trait ApprovalRecorder: Send + Sync {
     /// Records the resolution of a call.
-    async fn given(&self, call: &PendingApproval, word: &Resolution) -> Result<(), String>;
+    async fn record_resolution(
+        &self,
+        call: &PendingApproval,
+        word: &Resolution,
+    ) -> Result<(), String>;
     /// Records that the webhook was unreachable or gave an invalid response.
     async fn unreached(&self, call: &PendingApproval, why: &str);
 }
@@ -225,7 +229,7 @@ impl Approvals {
         };
         let approvals = self.clone();
         let taken = tokio::spawn(async move {
-            let recorded = approval_recorder.given(&waiting, &word).await;
+            let recorded = approval_recorder.record_resolution(&waiting, &word).await;
             let slot = approvals.slots.lock().remove(&id);
             if let Err(why) = recorded {
                 return ResolutionResult::Unrecorded(why);
@@ -292,18 +296,22 @@ mod tests {
     /// Keeps the decision ids of resolutions.
     #[derive(Default)]
     struct ApprovalQueue {
-        given: Mutex<Vec<(DecisionId, bool)>>,
+        resolutions: Mutex<Vec<(DecisionId, bool)>>,
         fails: bool,
     }
 
     #[async_trait]
     impl ApprovalRecorder for ApprovalQueue {
-        async fn given(&self, call: &PendingApproval, word: &Resolution) -> Result<(), String> {
+        async fn record_resolution(
+            &self,
+            call: &PendingApproval,
+            word: &Resolution,
+        ) -> Result<(), String> {
             if self.fails {
                 return Err("full".to_owned());
             }
             tokio::task::yield_now().await;
-            self.given.lock().push((call.id, word.allowed));
+            self.resolutions.lock().push((call.id, word.allowed));
             Ok(())
         }
 
@@ -315,7 +323,11 @@ mod tests {
 
     #[async_trait]
     impl ApprovalRecorder for Slow {
-        async fn given(&self, _: &PendingApproval, _: &Resolution) -> Result<(), String> {
+        async fn record_resolution(
+            &self,
+            _: &PendingApproval,
+            _: &Resolution,
+        ) -> Result<(), String> {
             let let_go = self.0.lock().take().unwrap();
             let_go.await.map_err(|error| error.to_string())
         }
@@ -350,7 +362,7 @@ mod tests {
         drop(approvals.ask(&client("ann"), call, book.clone()).unwrap());
         assert!(approvals.waiting().is_empty());
         assert_eq!(approvals.answer(id, yes()).await, ResolutionResult::Late);
-        assert_eq!(book.given.lock().len(), 1);
+        assert_eq!(book.resolutions.lock().len(), 1);
     }
 
     #[tokio::test]
@@ -364,10 +376,10 @@ mod tests {
         // The client and the approver disconnect between the resolution and its record.
         drop(ticket);
         drop(answer);
-        while book.given.lock().is_empty() {
+        while book.resolutions.lock().is_empty() {
             tokio::task::yield_now().await;
         }
-        assert_eq!(*book.given.lock(), [(id, true)]);
+        assert_eq!(*book.resolutions.lock(), [(id, true)]);
     }
 
     #[tokio::test]
@@ -385,7 +397,7 @@ mod tests {
         assert_eq!(another.err(), Some(QueueFull::Client(1)));
         approvals.forget(&client("ann"));
         assert_eq!(answer.await, ResolutionResult::Late);
-        assert_eq!(*book.given.lock(), [(id, true)]);
+        assert_eq!(*book.resolutions.lock(), [(id, true)]);
         assert_eq!(ticket.word().await, None);
     }
 

@@ -32,7 +32,7 @@ const SLACK: Duration = Duration::from_millis(250);
 pub(super) fn links(
     loaded: &Loaded,
     gate: Arc<PolicyGate>,
-    known: &[Known],
+    known_secrets: &[Known],
     (delivered, plugin_host): (&plugins::PluginSecrets, &PluginHost),
     gathered: &mut BuildFindings,
 ) -> Vec<ChainEntry> {
@@ -72,13 +72,12 @@ pub(super) fn links(
                     Err(wrong)
                 }
             },
-            (InterceptorKind::Secrets(config), _) => {
-                scanner(loaded, member, config, known).map(|scanner| {
+            (InterceptorKind::Secrets(config), _) => scanner(loaded, member, config, known_secrets)
+                .map(|scanner| {
                     gathered.scanners.push(scanner.clone());
                     scanner as Arc<dyn Interceptor>
-                })
-            }
-            _ => interceptor(loaded, member, known, delivered, plugin_host),
+                }),
+            _ => interceptor(loaded, member, known_secrets, delivered, plugin_host),
         };
         let interceptor = match built {
             Ok(interceptor) => interceptor,
@@ -122,10 +121,10 @@ fn scanner(
     loaded: &Loaded,
     member: &Member<'_>,
     config: &secrets::Config,
-    known: &[Known],
+    known_secrets: &[Known],
 ) -> Result<Arc<Secrets>, BoxedDiagnostic> {
     let name = member.entry.name();
-    let built = Secrets::new(name, config, known).map(Arc::new);
+    let built = Secrets::new(name, config, known_secrets).map(Arc::new);
     built.map_err(|error| -> BoxedDiagnostic {
         let what = format!("`{name}`: {error}");
         Box::new(loaded.finding(&pointer(member), Code::BadValue, what))
@@ -139,7 +138,7 @@ fn scanner(
 pub fn interceptor(
     loaded: &Loaded,
     member: &Member<'_>,
-    known: &[Known],
+    known_secrets: &[Known],
     delivered: &plugins::PluginSecrets,
     plugin_host: &PluginHost,
 ) -> Result<Arc<dyn Interceptor>, BoxedDiagnostic> {
@@ -156,7 +155,7 @@ pub fn interceptor(
         InterceptorKind::Schema(config) => {
             Arc::new(Schema::new(name, config).map_err(|error| invalid(&error))?)
         }
-        InterceptorKind::Secrets(config) => scanner(loaded, member, config, known)?,
+        InterceptorKind::Secrets(config) => scanner(loaded, member, config, known_secrets)?,
         InterceptorKind::Plugin(config) => {
             // Defaults contain no plugin.
             let at = member.at.unwrap_or_default();

@@ -22,7 +22,7 @@ use crate::{
     server_requests::ServerRequests,
     servers::{
         EgressPolicy, NewServer, Servers, ServersParts, reap,
-        secrets::{by_server, delivered, known, learn, missing},
+        secrets::{by_server, delivered, known_secrets, learn, missing},
     },
     session::Sessions,
     stages::{Obligations, Stages},
@@ -139,13 +139,19 @@ impl GatewayBuilder {
                     let mut gathered = BuildFindings::default();
                     gathered.happened.extend(missing(&delivered));
                     let to_plugins = plugins::PluginSecrets::read(&loaded, &mut gathered.found);
-                    let known = [known(&delivered), to_plugins.known(&loaded)].concat();
-                    let scrubber = Scrubber::new(&known).map_err(|error| error.to_string());
+                    let known_secrets =
+                        [known_secrets(&delivered), to_plugins.known_secrets(&loaded)].concat();
+                    let scrubber = Scrubber::new(&known_secrets).map_err(|error| error.to_string());
                     let exports = exports(&loaded, &mut gathered.found);
                     let signatures = signatures(&loaded, &mut gathered.found);
                     let approvals = Arc::new(approvals(&loaded, &mut gathered.found));
-                    let links =
-                        links(&loaded, gate, &known, (&to_plugins, &plugin_host), &mut gathered);
+                    let links = links(
+                        &loaded,
+                        gate,
+                        &known_secrets,
+                        (&to_plugins, &plugin_host),
+                        &mut gathered,
+                    );
                     (links, delivered, scrubber, exports, approvals, signatures, gathered)
                 }
             })
@@ -166,7 +172,7 @@ impl GatewayBuilder {
                 broker,
                 runtime: Default::default(),
                 digests: Default::default(),
-                known: Some(config.state_dir.join(KNOWN_FOLDER)),
+                discovery_cache_dir: Some(config.state_dir.join(KNOWN_FOLDER)),
                 images: Arc::new(loaded.images()),
                 egress_gates: Arc::new(EgressPolicy(plugin_services.clone())),
                 signatures,

@@ -53,7 +53,7 @@ pub(super) async fn take(
         let (refused, error) = (Some(refusal.code), Some(refusal.code.rpc().into()));
         let answered = ExchangeResponse { text: Some(turned), refused, error, session: None };
         // An invalid message may have been a request.
-        all.push(InFlight::Settled(Answer { answered, asked: true }));
+        all.push(InFlight::Settled(Answer { answered, expects_response: true }));
     }
     Ok(all)
 }

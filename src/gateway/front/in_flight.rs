@@ -26,7 +26,7 @@ pub(super) enum InFlight {
 pub(super) struct Answer {
     pub answered: ExchangeResponse,
     /// Whether the message required a response.
-    pub asked: bool,
+    pub expects_response: bool,
 }
 
 /// Output of messages in flight.
@@ -52,10 +52,10 @@ impl InFlight {
     }
 
     /// Whether a response will follow.
-    pub fn is_asked(&self) -> bool {
+    pub fn expects_response(&self) -> bool {
         match self {
             Self::Running { id, .. } => id.is_some(),
-            Self::Settled(answer) => answer.asked,
+            Self::Settled(answer) => answer.expects_response,
         }
     }
 
@@ -73,13 +73,13 @@ impl Answer {
     /// the request was not decided yet.
     pub fn is_cancelled(&self) -> bool {
         let ExchangeResponse { text, refused, .. } = &self.answered;
-        self.asked && (text.is_none() || *refused == Some(Code::Cancelled))
+        self.expects_response && (text.is_none() || *refused == Some(Code::Cancelled))
     }
 
     /// The text for a client that would take a notification's refusal for a response, and does not
     /// expect a response to what it cancelled.
     pub fn text(self) -> Option<Bytes> {
-        let expected = self.asked && !self.is_cancelled();
+        let expected = self.expects_response && !self.is_cancelled();
         self.answered.text.filter(|_| expected)
     }
 }
@@ -94,9 +94,12 @@ pub(super) fn pieces(
         InFlight::Settled(answer) => stream::once(ready(Output::Answer(answer))).boxed(),
         InFlight::Running { handle: ExchangeHandle { notices, response, cancel }, id } => {
             guards.push(cancel);
-            let asked = id.is_some();
-            stream::unfold(Progress::Running { notices, answer: response, asked }, Progress::next)
-                .boxed()
+            let expects_response = id.is_some();
+            stream::unfold(
+                Progress::Running { notices, answer: response, expects_response },
+                Progress::next,
+            )
+            .boxed()
         }
     }));
     (pieces, guards)
@@ -107,7 +110,7 @@ enum Progress {
     Running {
         notices: mpsc::Receiver<Bytes>,
         answer: oneshot::Receiver<ExchangeResponse>,
-        asked: bool,
+        expects_response: bool,
     },
     /// Notifications from before the response are sent before it. Later ones on the same channel
     /// have no receiver.
@@ -121,16 +124,16 @@ enum Progress {
 impl Progress {
     async fn next(self) -> Option<(Output, Self)> {
         let (mut notices, answer) = match self {
-            Self::Running { mut notices, mut answer, asked } => {
+            Self::Running { mut notices, mut answer, expects_response } => {
                 let answered = tokio::select! {
                     biased;
                     Some(text) = notices.recv() => {
-                        let running = Self::Running { notices, answer, asked };
+                        let running = Self::Running { notices, answer, expects_response };
                         return Some((Output::Notice(text), running));
                     }
                     answered = &mut answer => answered.ok()?,
                 };
-                (notices, Answer { answered, asked })
+                (notices, Answer { answered, expects_response })
             }
             Self::Ending { notices, answer } => (notices, answer),
             Self::Over => return None,

@@ -235,10 +235,10 @@ impl ServerCalls {
                 }
                 CallEvent::FromServer(ServerMessage::Request { id, method, params, answer }) => {
                     put += 1;
-                    let held: usize = open.iter().map(PendingInput::size).sum();
+                    let suspended_bytes: usize = open.iter().map(PendingInput::size).sum();
                     let size = params.as_ref().map_or(0, Bytes::len);
                     let parks = client.session.is_none();
-                    if put > QUESTIONS || (parks && held + size > PARKED_BYTES) {
+                    if put > QUESTIONS || (parks && suspended_bytes + size > PARKED_BYTES) {
                         let text =
                             self.requests.refuse(&server.name, Some(&id), &method, params).await;
                         let _ = answer.send(text);

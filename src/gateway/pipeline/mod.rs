@@ -420,7 +420,7 @@ impl Pipeline {
             }
             Destination::LogLevel => self.set_log_level(client, exchange).await,
             Destination::Server(server) => {
-                record.asked();
+                record.mark_sent();
                 let answer = self.calls.call(message, server, exchange).await;
                 // A start of the server may have changed its image.
                 record.image = client.image(server).or(record.image.take());

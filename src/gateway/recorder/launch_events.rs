@@ -15,17 +15,18 @@ use portcullis_vault::Source;
 
 /// The event of a server's start.
 pub(crate) fn launched(server: &ServerName, started: Started) -> ServerLaunched {
-    let Started { launch, place, process, origin, party, revision, server_info, took } = started;
+    let Started { launch, placement, process, origin, party, revision, server_info, took } =
+        started;
     let Origin { program, image_ref, image, profile, deviations, egress_tried } = origin;
     ServerLaunched {
         launch,
         server: server.to_string(),
-        kind: kind(&place),
-        reason: match &place {
+        kind: kind(&placement),
+        reason: match &placement {
             Placement::Remote { .. } => "the config names a URL".to_owned(),
             Placement::Container { why } | Placement::Sandbox { why } => why.clone(),
         },
-        place: match &place {
+        place: match &placement {
             Placement::Remote { url } => url.clone(),
             Placement::Container { .. } | Placement::Sandbox { .. } => process,
         },
@@ -52,7 +53,7 @@ pub(crate) fn launching(
 ) -> Vec<Event> {
     let portcullis_upstream::LaunchRequest {
         launch,
-        place,
+        placement,
         program,
         party,
         connecting,
@@ -69,8 +70,8 @@ pub(crate) fn launching(
     let starting = ServerLaunching {
         launch,
         server: server.clone(),
-        kind: kind(place),
-        program: match place {
+        kind: kind(placement),
+        program: match placement {
             Placement::Remote { url } => url.clone(),
             Placement::Container { .. } | Placement::Sandbox { .. } => bare_uri(&program.name),
         },
@@ -146,7 +147,7 @@ pub(crate) fn launch_refused(
     ServerLaunchRefused {
         launch: launching.launch,
         server: server.to_string(),
-        kind: kind(&launching.place),
+        kind: kind(&launching.placement),
         principal: launching.party.as_ref().map(PrincipalKind::name),
         action: action.to_owned(),
         target: bare_uri(target),
@@ -171,8 +172,8 @@ pub(crate) fn source(source: &Source) -> SecretSource {
 }
 
 /// The runtime of a server, as in records.
-pub(crate) fn kind(place: &Placement) -> RuntimeKind {
-    match place {
+pub(crate) fn kind(placement: &Placement) -> RuntimeKind {
+    match placement {
         Placement::Container { .. } => RuntimeKind::Container,
         Placement::Sandbox { .. } => RuntimeKind::Sandbox,
         Placement::Remote { .. } => RuntimeKind::Remote,

@@ -80,7 +80,7 @@ pub struct Recorder {
 pub(crate) struct ExchangeRecord {
     pub trail: ChainTrace,
     /// When a request was sent to a server.
-    asked: Option<Instant>,
+    sent_at: Option<Instant>,
     /// Time spent in servers.
     in_server: Duration,
     /// Image digest of the server's instance.
@@ -100,20 +100,20 @@ impl ExchangeRecord {
     }
 
     /// Notes that a request is being sent to a server.
-    pub fn asked(&mut self) {
-        self.asked = Some(Instant::now());
+    pub fn mark_sent(&mut self) {
+        self.sent_at = Some(Instant::now());
     }
 
     /// Notes that the server, if a request was sent, has answered or is not waited for any more.
     pub fn answered(&mut self) {
-        if let Some(asked) = self.asked {
-            self.server_stage("server", asked.elapsed());
+        if let Some(sent_at) = self.sent_at {
+            self.server_stage("server", sent_at.elapsed());
         }
     }
 
     /// The server's time, if a request was sent.
     pub fn served(&self) -> Option<Duration> {
-        self.asked.map(|_| self.in_server)
+        self.sent_at.map(|_| self.in_server)
     }
 }
 
@@ -170,11 +170,11 @@ impl Recorder {
         record: &mut ExchangeRecord,
     ) -> Result<(), Unavailable> {
         let wanted = Keep::of(&record.trail.rules).arguments;
-        let kept = self.kept(exchange, wanted.then(|| arguments(exchange))).await;
+        let kept_body = self.kept_body(exchange, wanted.then(|| arguments(exchange))).await;
         let intent = Intent::of(exchange, self.decision_context(record).borrow(), self.audit.key());
         let began = Instant::now();
         let written = match self.revision_recorded(&self.decision_context(record).revision).await {
-            Ok(()) => self.audit.intent(intent.keeping(kept)).await,
+            Ok(()) => self.audit.intent(intent.keeping(kept_body)).await,
             unrecorded => unrecorded,
         };
         record.stage("intent", began.elapsed());
@@ -194,12 +194,13 @@ impl Recorder {
         };
         let wanted = Keep::of(record.trail.rules.iter().chain(refusing)).result;
         let result = exchange.response.as_ref().filter(|_| wanted);
-        let kept = self.kept(exchange, result.map(|answer| answer.payload().raw().clone())).await;
+        let kept_body =
+            self.kept_body(exchange, result.map(|answer| answer.payload().raw().clone())).await;
         let (decision_context, served) = (self.decision_context(record), record.served());
         self.revision_recorded(&decision_context.revision).await?;
         let outcome =
             Outcome::of(exchange, decision_context.borrow(), conclusion, served, self.audit.key());
-        self.audit.outcome(outcome.keeping(kept)).await
+        self.audit.outcome(outcome.keeping(kept_body)).await
     }
 
     /// Records the refusal of an exchange that did not leave.
@@ -218,10 +219,10 @@ impl Recorder {
             "refused"
         );
         let wanted = Keep::of(record.trail.rules.iter().chain(&refusal.rules)).arguments;
-        let kept = self.kept(exchange, wanted.then(|| arguments(exchange))).await;
+        let kept_body = self.kept_body(exchange, wanted.then(|| arguments(exchange))).await;
         let decision_context = self.decision_context(record);
         let refused = Refused::of(exchange, refusal, decision_context.borrow(), self.audit.key());
-        if let Err(error) = self.audit.refused(refused.keeping(kept)).await {
+        if let Err(error) = self.audit.refused(refused.keeping(kept_body)).await {
             tracing::error!(decision = %exchange.id, %error, "a refusal could not be recorded");
         }
     }
@@ -298,11 +299,11 @@ impl Recorder {
 
     /// A request's parameters as a person may see them.
     pub(crate) async fn shown_params(&self, exchange: &Exchange) -> Option<KeptBody> {
-        self.kept(exchange, Some(exchange.request.raw().clone())).await
+        self.kept_body(exchange, Some(exchange.request.raw().clone())).await
     }
 
     /// A body as it is kept: without its secrets and cut to size.
-    async fn kept(&self, exchange: &Exchange, body: Option<Bytes>) -> Option<KeptBody> {
+    async fn kept_body(&self, exchange: &Exchange, body: Option<Bytes>) -> Option<KeptBody> {
         let body = body?;
         let (scrubber, bytes) = (self.scrubber.clone(), body.len());
         let look = move || match scrubber.redact(&body) {

@@ -27,15 +27,15 @@ impl RecordedRevisions {
 
     fn add(&self, revision: Revision) {
         let revision = revision.to_string();
-        self.0.send_modify(|known| {
-            known.retain(|old| *old != revision);
-            known.push_front(revision);
-            known.truncate(KNOWN);
+        self.0.send_modify(|revisions| {
+            revisions.retain(|old| *old != revision);
+            revisions.push_front(revision);
+            revisions.truncate(KNOWN);
         });
     }
 
     fn has(&self, revision: &str) -> bool {
-        self.0.borrow().iter().any(|known| known == revision)
+        self.0.borrow().iter().any(|one| one == revision)
     }
 }
 
@@ -48,8 +48,8 @@ impl Recorder {
         if self.revisions.has(revision) {
             return Ok(());
         }
-        let mut known = self.revisions.0.subscribe();
-        let recorded = known.wait_for(|known| known.iter().any(|one| one == revision));
+        let mut revisions = self.revisions.0.subscribe();
+        let recorded = revisions.wait_for(|revisions| revisions.iter().any(|one| one == revision));
         match tokio::time::timeout(self.deadline, recorded).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(self.audit.too_slow()),

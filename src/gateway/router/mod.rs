@@ -445,7 +445,7 @@ impl Router {
             None => *view == View::All && sight.server(&server_lists.server.name),
         });
         let lists: Vec<_> = lists_by_server
-            .filter_map(|server_lists| server_lists.known_of(client).known(offer))
+            .filter_map(|server_lists| server_lists.known_of(client).last_list(offer))
             .collect();
         // Clients often omit the prefix. Jaro-Winkler rates `notes__read` unlike `read`.
         let entries = lists.iter().flat_map(|list| list.entries());
@@ -489,7 +489,7 @@ async fn may_have_resources(server_lists: &ServerLists, client: Revision) -> boo
 
 /// A server's list if it arrives soon, otherwise its last one.
 async fn last(server_lists: &Arc<ServerLists>, offer: ListKind) -> Option<Arc<MergedNames>> {
-    server_lists.soon(offer).await.ok().or_else(|| server_lists.known(offer))
+    server_lists.soon(offer).await.ok().or_else(|| server_lists.last_list(offer))
 }
 
 /// Limit of names that are suggested at once.

@@ -145,7 +145,7 @@ impl Router {
     ) -> bool {
         matches!(offer, ListKind::Resources | ListKind::Templates)
             && parts.iter().take_while(|earlier| earlier.at < part.at).any(|earlier| {
-                let known = earlier.server_lists.known(offer);
+                let known = earlier.server_lists.last_list(offer);
                 known
                     .as_ref()
                     .and_then(|catalog| catalog.get(name))
@@ -161,12 +161,12 @@ impl Router {
         for (offer, what) in
             [(ListKind::Resources, "resources"), (ListKind::Templates, "templates")]
         {
-            let Some(own) = server_lists.known(offer) else { continue };
+            let Some(own) = server_lists.last_list(offer) else { continue };
             let mut shared: HashMap<&ServerName, usize> = HashMap::new();
             let earlier =
                 || lists_by_server.values().take_while(|other| other.server.name != *server);
             let earlier: Vec<_> = earlier()
-                .filter_map(|other| Some((&other.server.name, other.known(offer)?)))
+                .filter_map(|other| Some((&other.server.name, other.last_list(offer)?)))
                 .collect();
             for entry in own.entries() {
                 if let Some((first, _)) =

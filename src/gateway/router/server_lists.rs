@@ -101,24 +101,24 @@ impl ServerLists {
     }
 
     /// The fresh list, or list failure, of the running instance.
-    fn kept(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
-        self.source.instance(&self.server)?.kept(offer)
+    fn fresh_list(&self, offer: ListKind) -> Option<Result<Items, CallError>> {
+        self.source.instance(&self.server)?.fresh_list(offer)
     }
 
     /// The last list of the instance while it does not run.
     async fn last_run(&self, offer: ListKind) -> Option<Items> {
         if self.source.key().is_none() {
-            return self.server.known(offer).await;
+            return self.server.last_list(offer).await;
         }
         let runs = self.source.instance(&self.server).is_some_and(|one| one.peek().is_some());
         if runs {
             return None;
         }
-        match (self.known(offer), &self.source) {
-            (Some(known), _) => Some(known.items().clone()),
+        match (self.last_list(offer), &self.source) {
+            (Some(last), _) => Some(last.items().clone()),
             // Until the instance has started: what the shared one of the same era listed last.
             (None, ListSource::Own(owner)) if self.server.shared_key(owner.revision).is_none() => {
-                self.server.known(offer).await
+                self.server.last_list(offer).await
             }
             (None, _) => None,
         }
@@ -139,13 +139,13 @@ impl ServerLists {
     /// # Errors
     /// A [`CallError`] if it does not. The list is then missing, and the status has the cause.
     pub async fn soon(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
-        if let Some(kept) = self.kept(offer) {
-            return self.settle(offer, kept);
+        if let Some(fresh) = self.fresh_list(offer) {
+            return self.settle(offer, fresh);
         }
-        let known = self.before(offer).await;
+        let last = self.before(offer).await;
         let (flight, patience) = self.flight(offer);
-        if let Some(known) = known {
-            return Ok(known);
+        if let Some(last) = last {
+            return Ok(last);
         }
         let left = patience.saturating_sub(flight.since.elapsed());
         if let Ok(answer) = tokio::time::timeout(left, flight.answer.clone()).await {
@@ -163,11 +163,11 @@ impl ServerLists {
     /// # Errors
     /// A [`CallError`] if the server does not return it.
     pub async fn here(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
-        if self.kept(offer).is_none()
-            && let Some(known) = self.before(offer).await
+        if self.fresh_list(offer).is_none()
+            && let Some(last) = self.before(offer).await
         {
             self.flight(offer);
-            return Ok(known);
+            return Ok(last);
         }
         self.whole(offer).await
     }
@@ -205,15 +205,15 @@ impl ServerLists {
     /// # Errors
     /// A [`CallError`] if the server does not return it.
     pub async fn whole(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
-        if let Some(kept) = self.kept(offer) {
-            return self.settle(offer, kept);
+        if let Some(fresh) = self.fresh_list(offer) {
+            return self.settle(offer, fresh);
         }
         let (flight, _) = self.flight(offer);
         flight.answer.await
     }
 
     /// The last known list, for callers that must not wait.
-    pub fn known(&self, offer: ListKind) -> Option<Arc<MergedNames>> {
+    pub fn last_list(&self, offer: ListKind) -> Option<Arc<MergedNames>> {
         self.slot(offer).lock().catalog.clone()
     }
 

@@ -111,13 +111,13 @@ impl Servers {
 
     /// Applies the servers of a reloaded config that passed all checks. With `asked`, an operator
     /// requested the reload, and the log reports it even without changes.
-    pub async fn apply_config(self: &Arc<Self>, loaded: &Loaded, asked: bool) {
+    pub async fn apply_config(self: &Arc<Self>, loaded: &Loaded, requested: bool) {
         let taken = {
             let _one_at_a_time = self.reloading.lock().await;
             self.apply_servers(loaded).await
         };
         match taken {
-            Ok(None) if asked => tracing::info!("config reloaded; no changes"),
+            Ok(None) if requested => tracing::info!("config reloaded; no changes"),
             Ok(None) => {}
             // Each client's notifications pass the chain. The reload does not wait for that.
             Ok(Some(affected)) => {

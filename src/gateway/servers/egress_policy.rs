@@ -18,11 +18,11 @@ pub(crate) struct EgressPolicy(pub(crate) Arc<PluginServices>);
 impl EgressGates for EgressPolicy {
     fn gate(&self, egress_context: EgressContext) -> Arc<dyn Gate> {
         let mut status = self.0.policies.status();
-        let asked = status.borrow_and_update().revision;
+        let checked_revision = status.borrow_and_update().revision;
         Arc::new(ConnectionGate {
             plugin_services: self.0.clone(),
             egress_context,
-            policies: Mutex::new((status, asked)),
+            policies: Mutex::new((status, checked_revision)),
         })
     }
 }
@@ -90,15 +90,15 @@ impl Gate for ConnectionGate {
 
     async fn changed(&self) {
         let mut policies = self.policies.lock().await;
-        let (status, asked) = &mut *policies;
+        let (status, checked_revision) = &mut *policies;
         loop {
             if status.changed().await.is_err() {
                 // The proxy stops, which ends all connections.
                 return std::future::pending().await;
             }
             let revision = status.borrow_and_update().revision;
-            if revision != *asked {
-                *asked = revision;
+            if revision != *checked_revision {
+                *checked_revision = revision;
                 return;
             }
         }

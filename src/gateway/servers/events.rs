@@ -72,20 +72,20 @@ impl Servers {
                 return None;
             }
             ServerEvent::Started(started) => {
-                let Started { place, process, revision, took, .. } = &*started;
+                let Started { placement, process, revision, took, .. } = &*started;
                 tracing::info!(
-                    %server, place = place.kind(), why = place.why(), process, %revision,
+                    %server, place = placement.kind(), why = placement.why(), process, %revision,
                     took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
                     "server started"
                 );
                 self.recorder.metrics.server_started();
                 launch_events::launched(name, *started).into()
             }
-            ServerEvent::NotStarted { launch, place, party, why } => {
+            ServerEvent::NotStarted { launch, placement, party, why } => {
                 let why = self.recorder.shown(&why);
                 tracing::warn!(%server, why, "server did not start");
                 let principal = party.as_ref().map(PrincipalKind::name);
-                let kind = launch_events::kind(&place);
+                let kind = launch_events::kind(&placement);
                 ServerLaunchFailed { launch, server, kind, principal, reason: why }.into()
             }
             ServerEvent::Ended { launch, process, party, why, exit } => {

@@ -54,7 +54,7 @@ impl Servers {
     /// the server is gone.
     pub(crate) async fn review(self: Arc<Self>, server: Arc<Server>) {
         let mut status = self.recorder.policies.status();
-        let mut asked = status.borrow_and_update().revision;
+        let mut checked_revision = status.borrow_and_update().revision;
         loop {
             tokio::select! {
                 changed = status.changed() => if changed.is_err() { return },
@@ -62,8 +62,8 @@ impl Servers {
                 () = server.gone().cancelled() => return,
             }
             let revision = status.borrow_and_update().revision;
-            if revision != asked {
-                asked = revision;
+            if revision != checked_revision {
+                checked_revision = revision;
                 let (proxy, server) = (self.clone(), server.clone());
                 // On a task of its own: an instance that is starting is reviewed after its start,
                 // and policies may change again before that.
@@ -78,7 +78,7 @@ impl Servers {
         server: &ServerName,
         launching: &LaunchRequest,
     ) -> Result<LaunchPermits, Box<(ServerLaunchRefused, Refusal)>> {
-        let program = launching.program.for_policies(&launching.place);
+        let program = launching.program.for_policies(&launching.placement);
         let secrets = launching.deliveries.iter().map(|delivery| LaunchSecret {
             name: &delivery.secret,
             source: delivery.source.kind(),

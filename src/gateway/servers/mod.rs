@@ -150,7 +150,7 @@ impl Servers {
         let needed = || {
             let servers = self.router.servers(&View::All);
             let in_container = |server: &Arc<Server>| {
-                matches!(self.launcher.place(&server.settings), Placement::Container { .. })
+                matches!(self.launcher.placement(&server.settings), Placement::Container { .. })
             };
             servers.iter().any(in_container)
         };
@@ -232,8 +232,8 @@ impl Servers {
                 "name": server.name,
                 "state": status.state,
                 "health": status.health,
-                "place": status.place.kind(),
-                "why": status.place.why(),
+                "place": status.placement.kind(),
+                "why": status.placement.why(),
                 "process": status.process,
                 "revision": status.revision,
                 "active": status.active,

@@ -15,7 +15,8 @@ impl Servers {
     pub fn reread_secrets(self: &Arc<Self>) {
         self.secrets_changed.notify_one();
         let servers = self.router.servers(&View::All).into_iter();
-        let with_secrets = servers.filter(|server| server.settings.given().next().is_some());
+        let with_secrets =
+            servers.filter(|server| server.settings.secret_bindings().next().is_some());
         with_secrets.for_each(|server| self.reread(server, ReloadScope::All));
     }
 
@@ -67,7 +68,7 @@ impl Servers {
     }
 
     async fn run_rereads(self: &Arc<Self>, server: &Arc<Server>) {
-        while server.rereads.is_asked() && server.ensure_active().is_ok() {
+        while server.rereads.is_pending() && server.ensure_active().is_ok() {
             let Some(mut turn) = server.rereads.turn() else { return };
             while let Some(which) = turn.take() {
                 let reading = server.reread(which).await;

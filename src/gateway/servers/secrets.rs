@@ -64,7 +64,7 @@ pub(crate) fn missing(
 }
 
 /// The secrets of servers, by the names that identify them in traffic.
-pub(crate) fn known(
+pub(crate) fn known_secrets(
     delivered: &BTreeMap<SecretHolder, Result<SecretSet, SecretError>>,
 ) -> Vec<Known> {
     let all = delivered.iter().filter_map(|(holder, read)| Some((&holder.0, read.as_ref().ok()?)));
@@ -84,9 +84,11 @@ fn known_of(server: &ServerName, delivered: &SecretSet) -> Vec<Known> {
 /// Registers values that are read later for redaction in messages, records and logs.
 pub(crate) fn learn(scrubber: Arc<Scrubber>, scanners: Vec<Arc<Secrets>>) -> RegisterForRedaction {
     Arc::new(move |server, delivered| {
-        let known: Vec<_> =
+        let known_secrets: Vec<_> =
             delivered.iter().flat_map(|delivered| known_of(server, delivered)).collect();
-        scrubber.learn(&known).map_err(|error| error.to_string())?;
-        scanners.iter().try_for_each(|scanner| scanner.learn(&known).map_err(|e| e.to_string()))
+        scrubber.learn(&known_secrets).map_err(|error| error.to_string())?;
+        scanners
+            .iter()
+            .try_for_each(|scanner| scanner.learn(&known_secrets).map_err(|e| e.to_string()))
     })
 }

@@ -21,7 +21,11 @@ struct Notes(Arc<Recorder>);
 
 #[async_trait]
 impl ApprovalRecorder for Notes {
-    async fn given(&self, call: &PendingApproval, word: &Resolution) -> Result<(), String> {
+    async fn record_resolution(
+        &self,
+        call: &PendingApproval,
+        word: &Resolution,
+    ) -> Result<(), String> {
         let shown = |text: &str| self.0.shown(text);
         let happening = ApprovalDecided {
             call: call.id,

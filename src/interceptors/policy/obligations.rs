@@ -43,14 +43,16 @@ pub(super) fn of_answer(exchange: &Exchange, verdict: Verdict) -> Verdict {
     let Some(Answer::Result(result)) = &exchange.response else { return verdict };
     let mut text = result.raw().clone();
     let mut findings = verdict.findings.clone();
-    for asked in &exchange.obligations {
+    for obligations in &exchange.obligations {
         let of_task = Method::TASK.contains(&exchange.method.as_str());
-        if let Some(redacted) = redacted(&text, asked, of_task) {
+        if let Some(redacted) = redacted(&text, obligations, of_task) {
             text = redacted;
             findings.push(finding(Rule::named("@redact"), Phase::Response));
         }
         let is_call = exchange.method.as_str() == Method::TOOLS_CALL;
-        if let Some(noted) = asked.note.as_ref().filter(|_| is_call).and_then(|n| noted(&text, n)) {
+        if let Some(noted) =
+            obligations.note.as_ref().filter(|_| is_call).and_then(|n| noted(&text, n))
+        {
             text = noted;
         }
     }
@@ -73,13 +75,13 @@ fn finding(rule: Rule, phase: Phase) -> Finding {
 /// Result with redacted fields. A server repeats its structured content as JSON in a text block
 /// (MCP, "Structured Content"), so it is redacted there, too. The state of a task contains the
 /// result of its call as `result`.
-fn redacted(text: &Bytes, asked: &Obligations, of_task: bool) -> Option<Bytes> {
-    let pointers = &asked.redact.result;
+fn redacted(text: &Bytes, obligations: &Obligations, of_task: bool) -> Option<Bytes> {
+    let pointers = &obligations.redact.result;
     if pointers.is_empty() {
         return None;
     }
     if of_task && let Some(place) = inner_result(text) {
-        let inner = redacted(&text.slice(place.clone()), asked, false)?;
+        let inner = redacted(&text.slice(place.clone()), obligations, false)?;
         return splice(text, vec![(place, inner)]);
     }
     let written = overwrite(text, pointers, REDACTED)?;
@@ -143,18 +145,18 @@ mod tests {
 
     #[test]
     fn field_is_redacted_everywhere_in_a_result() {
-        let mut asked = Obligations::default();
-        asked.take("redact", "result:/structuredContent/ssn").unwrap();
+        let mut obligations = Obligations::default();
+        obligations.take("redact", "result:/structuredContent/ssn").unwrap();
         let result = r#"{"content": [{"type": "text", "text": "{\"ssn\": 1, \"n\": 1.0}"}, {"type": "text", "text": "x: 1"}], "structuredContent": {"ssn": 1, "n": 1.0}}"#;
-        let written = redacted(&bytes(result), &asked, false).unwrap();
+        let written = redacted(&bytes(result), &obligations, false).unwrap();
         assert_eq!(
             written,
             r#"{"content": [{"type": "text", "text": "{\"ssn\": \"[redacted]\", \"n\": 1.0}"}, {"type": "text", "text": "[redacted]"}], "structuredContent": {"ssn": "[redacted]", "n": 1.0}}"#
         );
-        assert_eq!(redacted(&written, &asked, false), None);
+        assert_eq!(redacted(&written, &obligations, false), None);
         // Same in the state of a task.
         let state = format!(r#"{{"taskId": "t", "result": {result}}}"#);
-        let state = redacted(&bytes(&state), &asked, true).unwrap();
+        let state = redacted(&bytes(&state), &obligations, true).unwrap();
         assert!(state.ends_with(&[&written[..], b"}"].concat()), "{state:?}");
     }
 
@@ -170,9 +172,9 @@ mod tests {
                 r#"{"a":{"ssn":"[redacted]"}}"#,
             ),
         ] {
-            let mut asked = Obligations::default();
-            asked.take("redact", redact).unwrap();
-            let written = redacted(&bytes(result), &asked, false).unwrap();
+            let mut obligations = Obligations::default();
+            obligations.take("redact", redact).unwrap();
+            let written = redacted(&bytes(result), &obligations, false).unwrap();
             let expected = format!(
                 r#"{{"content":[{{"type":"text","text":{text}}}],"structuredContent":{structured}}}"#
             );

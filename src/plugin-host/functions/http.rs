@@ -189,7 +189,7 @@ impl OutboundRequest {
 /// Sends a request and reads its response within the limits.
 pub(super) async fn exchange(
     client: &reqwest::Client,
-    asked: OutboundRequest,
+    outbound: OutboundRequest,
 ) -> Result<Response, Error> {
     let failed = |error: reqwest::Error| {
         // Without the URL, which the operator's log should not contain; the innermost cause is the
@@ -201,8 +201,8 @@ pub(super) async fn exchange(
         }
         Error::Failed(excerpt(&cause.to_string(), 256))
     };
-    let mut request = client.request(asked.method, asked.url).headers(asked.headers);
-    if let Some(body) = asked.body {
+    let mut request = client.request(outbound.method, outbound.url).headers(outbound.headers);
+    if let Some(body) = outbound.body {
         request = request.body(body);
     }
     let mut answer = request.send().await.map_err(failed)?;
@@ -281,8 +281,8 @@ mod tests {
                 body: None,
                 timeout_ms: None,
             };
-            let asked = OutboundRequest::read(request).ok().unwrap();
-            let (host, port, clear) = asked.target();
+            let outbound = OutboundRequest::read(request).ok().unwrap();
+            let (host, port, clear) = outbound.target();
             client.target(host, port, clear).is_some()
         };
         for url in

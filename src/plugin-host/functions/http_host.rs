@@ -21,10 +21,10 @@ impl Guest {
         if self.stage != Stage::Inspecting {
             return Err(Error::Denied("`http` is available in `inspect` only".into()));
         }
-        let asked = OutboundRequest::read(request)?;
-        let (host, port, clear) = asked.target();
+        let outbound = OutboundRequest::read(request)?;
+        let (host, port, clear) = outbound.target();
         let scheme = if clear { "http://" } else { "" };
-        let shown = format!("{} {scheme}{host}:{port}", asked.method);
+        let shown = format!("{} {scheme}{host}:{port}", outbound.method);
         let shown = excerpt(&self.covered(shown), 128);
         if self.requests.len() >= MAX_REQUESTS_PER_MESSAGE {
             return Err(Error::Denied(format!(
@@ -51,7 +51,7 @@ impl Guest {
         }
         // Recorded even if the request is interrupted.
         self.requests.push(format!("{shown} unanswered"));
-        if let Some(canned) = shared.services.answer(asked.url.as_str()) {
+        if let Some(canned) = shared.services.answer(outbound.url.as_str()) {
             let StubResponse { status, headers, body } = canned.map_err(Error::Failed)?;
             return Ok(Response { status, headers, body });
         }
@@ -59,10 +59,10 @@ impl Guest {
         // Until shortly before the deadline, so that the plugin can react to a timeout.
         let left = self.until.saturating_duration_since(Instant::now());
         let wait = left.saturating_sub(RESERVED_TIME.min(left / 4));
-        let wait = asked.timeout.map_or(wait, |timeout| wait.min(timeout));
+        let wait = outbound.timeout.map_or(wait, |timeout| wait.min(timeout));
         // An instance has one request in flight, and the number of running instances is limited for
         // each caller.
-        let done = match tokio::time::timeout(wait, exchange(http_client, asked)).await {
+        let done = match tokio::time::timeout(wait, exchange(http_client, outbound)).await {
             Ok(done) => done,
             Err(_) => return Err(Error::Failed("timed out".into())),
         };

@@ -471,11 +471,11 @@ mod tests {
         };
         // 62 MiB are written each time. The store frees unused space at its own time, as more is
         // written.
-        let kept = (0..20).map(|_| {
+        let used = (0..20).map(|_| {
             write();
             size(folder.path())
         });
-        let kept: Vec<_> = kept.take_while(|kept| *kept >= 31 << 20).collect();
-        assert!(kept.len() < 20, "{kept:?}");
+        let used: Vec<_> = used.take_while(|used| *used >= 31 << 20).collect();
+        assert!(used.len() < 20, "{used:?}");
     }
 }

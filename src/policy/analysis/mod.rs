@@ -57,7 +57,7 @@ struct Entry<'a> {
 }
 
 /// All warnings, by file and line.
-pub(super) fn findings(loaded: &Loaded, known: &Inventory) -> Vec<Finding> {
+pub(super) fn findings(loaded: &Loaded, inventory: &Inventory) -> Vec<Finding> {
     let schema = &loaded.ground.schema;
     let Some(actions) = Actions::of(schema) else { return Vec::new() };
     let mut entries: Vec<_> = loaded
@@ -72,14 +72,14 @@ pub(super) fn findings(loaded: &Loaded, known: &Inventory) -> Vec<Finding> {
     entries.sort_by(|a, b| (&a.rule.file, a.rule.line).cmp(&(&b.rule.file, b.rule.line)));
     let mut findings = Vec::new();
     for (at, entry) in entries.iter().enumerate() {
-        findings.extend(unknown_names(entry, known));
+        findings.extend(unknown_names(entry, inventory));
         let Some(shape) = &entry.shape else { continue };
         findings.extend(over_broad(entry, shape));
         findings.extend(overridden(entry, shape, &entries, &actions));
         findings.extend(repeated(at, entry, shape, &entries, &actions));
-        findings.extend(nobody(entry, shape, &actions, known));
+        findings.extend(nobody(entry, shape, &actions, inventory));
     }
-    findings.extend(tools::unmatched(&entries, loaded, schema, known));
+    findings.extend(tools::unmatched(&entries, loaded, schema, inventory));
     findings.sort_by_key(Finding::order);
     findings
 }
@@ -198,9 +198,9 @@ fn nobody(
     entry: &Entry<'_>,
     shape: &Shape,
     actions: &Actions,
-    known: &Inventory,
+    inventory: &Inventory,
 ) -> Option<Finding> {
-    if shape.forbids || known.anonymous != Some(false) {
+    if shape.forbids || inventory.anonymous != Some(false) {
         return None;
     }
     if !shape.kinds(Var::Principal, actions).into_iter().eq(["Portcullis::Anonymous"]) {
@@ -215,11 +215,11 @@ fn nobody(
 }
 
 /// References to unknown clients and groups. Also in shadow mode, since its findings are used.
-fn unknown_names(entry: &Entry<'_>, known: &Inventory) -> Vec<Finding> {
+fn unknown_names(entry: &Entry<'_>, inventory: &Inventory) -> Vec<Finding> {
     let mut findings = Vec::new();
     for literal in entry.policy.entity_literals() {
         let (id, text) = (literal.id().unescaped(), literal.to_string());
-        let found = match (literal.type_name().basename(), &known.groups, &known.clients) {
+        let found = match (literal.type_name().basename(), &inventory.groups, &inventory.clients) {
             ("Group", Some(groups), _) => Some((
                 groups.iter().map(Group::as_str).collect::<Vec<_>>(),
                 "policy-empty-group",

@@ -26,22 +26,22 @@ pub(super) fn unmatched(
     entries: &[Entry<'_>],
     loaded: &Loaded,
     schema: &Schema,
-    known: &Inventory,
+    inventory: &Inventory,
 ) -> Vec<Finding> {
-    if known.tools.is_empty() {
+    if inventory.tools.is_empty() {
         return Vec::new();
     }
     let mut findings = Vec::new();
     // Without an answer of Cedar nothing is reported.
-    let matching = matching(loaded, schema, known);
-    let is_known = |server: &str| known.tools.iter().any(|(name, _)| name.as_str() == server);
+    let matching = matching(loaded, schema, inventory);
+    let is_known = |server: &str| inventory.tools.iter().any(|(name, _)| name.as_str() == server);
     // A server with unknown tools may have any tool.
-    let all_known = known
+    let all_known = inventory
         .servers
         .as_ref()
         .is_some_and(|servers| servers.iter().all(|server| is_known(server.as_str())));
     for entry in entries {
-        let unknown = unknown_tools(entry, known);
+        let unknown = unknown_tools(entry, inventory);
         let Some(shape) = entry.shape.as_ref().filter(|_| unknown.is_empty()) else {
             findings.extend(unknown);
             continue;
@@ -66,7 +66,7 @@ pub(super) fn unmatched(
     findings
 }
 
-fn unknown_tools(entry: &Entry<'_>, known: &Inventory) -> Vec<Finding> {
+fn unknown_tools(entry: &Entry<'_>, inventory: &Inventory) -> Vec<Finding> {
     let mut findings = Vec::new();
     for literal in entry.policy.entity_literals() {
         if literal.type_name().basename() != "Tool" {
@@ -74,7 +74,7 @@ fn unknown_tools(entry: &Entry<'_>, known: &Inventory) -> Vec<Finding> {
         }
         let Some((server, name)) = literal.id().unescaped().split_once('/') else { continue };
         let of_server = |(known, _): &&(ServerName, Vec<KnownTool>)| known.as_str() == server;
-        let Some((_, tools)) = known.tools.iter().find(of_server) else { continue };
+        let Some((_, tools)) = inventory.tools.iter().find(of_server) else { continue };
         if tools.iter().any(|tool| tool.name == name) {
             continue;
         }
@@ -101,9 +101,9 @@ fn names_tools(entry: &Entry<'_>) -> bool {
 }
 
 /// The policies that could hold for some known tool, for any principal and circumstances.
-fn matching(loaded: &Loaded, schema: &Schema, known: &Inventory) -> Option<HashSet<PolicyId>> {
+fn matching(loaded: &Loaded, schema: &Schema, inventory: &Inventory) -> Option<HashSet<PolicyId>> {
     let mut matching = HashSet::new();
-    for (server, tools) in &known.tools {
+    for (server, tools) in &inventory.tools {
         for tool in tools {
             let entities = entities(server, tool, schema)?;
             let own = format!("{server}/{}", tool.name);

@@ -282,7 +282,7 @@ impl Index {
     ///
     /// # Errors
     /// If the schema does not have such a request.
-    pub(super) fn asked(
+    pub(super) fn context_usage(
         &self,
         terms: Terms<'_>,
         about: About<'_>,

@@ -88,7 +88,7 @@ struct PartialEvaluator<'a> {
     about: About<'a>,
     base: &'a Base,
     /// Built on first use: most requests are answered without it.
-    known: OnceLock<(cedar_policy::Request, Entities)>,
+    partial_request: OnceLock<(cedar_policy::Request, Entities)>,
 }
 
 impl Class {
@@ -115,7 +115,7 @@ impl Class {
             base.holder.is_some() && index.policies[*number as usize].individual
         });
         let evaluator =
-            PartialEvaluator { index, terms, about, base: &base, known: OnceLock::new() };
+            PartialEvaluator { index, terms, about, base: &base, partial_request: OnceLock::new() };
         let results = evaluator.results(&shared)?;
         let residual = Arc::new(evaluator.residual(&results, &[]));
         drop(evaluator);
@@ -150,11 +150,12 @@ impl PartialEvaluation {
             return Ok(Self { class, residual, uids, entities });
         }
         let base = &class.base;
-        let evaluator = PartialEvaluator { index, terms, about, base, known: OnceLock::new() };
+        let evaluator =
+            PartialEvaluator { index, terms, about, base, partial_request: OnceLock::new() };
         let results = evaluator.results(&own)?;
         let residual = Arc::new(evaluator.residual(&class.results, &results));
         let entities = OnceLock::new();
-        if let Some((_, created)) = evaluator.known.into_inner() {
+        if let Some((_, created)) = evaluator.partial_request.into_inner() {
             let _ = entities.set(created);
         }
         Ok(Self { class, residual, uids: OnceLock::new(), entities })
@@ -246,19 +247,19 @@ impl PartialEvaluator<'_> {
     }
 
     fn evaluate(&self, part: &Expr) -> Result<Result<bool, &'static str>, RequestError> {
-        let (question, entities) = self.known()?;
+        let (question, entities) = self.partial_request()?;
         let extensions = Extensions::all_available();
         let evaluator = Evaluator::new(question.as_ref().clone(), entities.as_ref(), extensions);
         Ok(holds(evaluator.interpret(part, &SlotEnv::new())))
     }
 
-    fn known(&self) -> Result<&(cedar_policy::Request, Entities), RequestError> {
-        if let Some(known) = self.known.get() {
-            return Ok(known);
+    fn partial_request(&self) -> Result<&(cedar_policy::Request, Entities), RequestError> {
+        if let Some(partial_request) = self.partial_request.get() {
+            return Ok(partial_request);
         }
         let vocabulary = self.terms.vocabulary;
-        let known = vocabulary.before_the_call(self.base, &self.about.resource)?;
-        Ok(self.known.get_or_init(|| known))
+        let partial_request = vocabulary.before_the_call(self.base, &self.about.resource)?;
+        Ok(self.partial_request.get_or_init(|| partial_request))
     }
 
     /// Merges results, some of a class and some of one request.
@@ -340,7 +341,7 @@ impl PartialEvaluator<'_> {
     fn refine(&self, odd: &[&Policy]) -> Result<HashMap<PolicyId, Outcomes>, RequestError> {
         let policies = PolicySet::from_policies(odd.iter().map(|policy| (*policy).clone()))
             .map_err(|_| RequestError::SchemaMismatch("policies"))?;
-        let (_, entities) = self.known()?;
+        let (_, entities) = self.partial_request()?;
         let Terms { schema, vocabulary } = self.terms;
         let (request, entities) =
             vocabulary.open_question(self.base, &self.about.resource, entities, schema)?;

@@ -19,7 +19,7 @@ pub struct Args {
     #[command(subcommand)]
     verb: Verb,
     #[command(flatten)]
-    place: ProxyArgs,
+    proxy_args: ProxyArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -43,7 +43,7 @@ struct DecisionArgs {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let Located::Running(proxy, _) = args.place.proxy(ctx).await? else {
+    let Located::Running(proxy, _) = args.proxy_args.proxy(ctx).await? else {
         anyhow::bail!(
             "no proxy runs with this config that you may ask; calls wait in a running one alone"
         );

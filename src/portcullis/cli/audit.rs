@@ -30,7 +30,7 @@ pub struct Args {
     #[command(subcommand)]
     verb: Verb,
     #[command(flatten)]
-    place: LogLocation,
+    location: LogLocation,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -84,13 +84,13 @@ pub(super) enum Source {
 
 impl Source {
     /// Opens a log.
-    pub(super) async fn find(place: &LogLocation, ctx: &Context) -> anyhow::Result<Self> {
+    pub(super) async fn find(location: &LogLocation, ctx: &Context) -> anyhow::Result<Self> {
         let _progress = ctx.progress("opening the audit log");
-        Self::open(place.find(ctx).await?).await
+        Self::open(location.find(ctx).await?).await
     }
 
-    async fn open(place: AuditSource) -> anyhow::Result<Self> {
-        Ok(match place {
+    async fn open(location: AuditSource) -> anyhow::Result<Self> {
+        Ok(match location {
             AuditSource::Proxy(client) => Self::Proxy(client),
             AuditSource::Files(files) => Self::Store(files.read().await?),
         })
@@ -140,13 +140,13 @@ impl Source {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let source = async || Source::find(&args.place, ctx).await;
+    let source = async || Source::find(&args.location, ctx).await;
     match args.verb {
-        Verb::Verify(verify) => proof::verify(&args.place, ctx, verify).await,
-        Verb::Prove(prove) => proof::prove(&args.place, ctx, prove).await,
-        Verb::Consistency(which) => proof::consistency(&args.place, ctx, which).await,
-        Verb::Checkpoint => proof::checkpoint(&args.place, ctx).await,
-        Verb::Key => proof::key(&args.place, ctx),
+        Verb::Verify(verify) => proof::verify(&args.location, ctx, verify).await,
+        Verb::Prove(prove) => proof::prove(&args.location, ctx, prove).await,
+        Verb::Consistency(which) => proof::consistency(&args.location, ctx, which).await,
+        Verb::Checkpoint => proof::checkpoint(&args.location, ctx).await,
+        Verb::Key => proof::key(&args.location, ctx),
         Verb::Tail { follow, lines, which } => {
             let query = which.query()?;
             tail(&source().await?, ctx, query, lines, follow).await
@@ -158,9 +158,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
         Verb::Show { decision } => show(&source().await?, ctx, decision).await,
         Verb::Backup(backup) => {
-            maintenance::backup(&args.place.find(ctx).await?, ctx, backup).await
+            maintenance::backup(&args.location.find(ctx).await?, ctx, backup).await
         }
-        Verb::Prune(prune) => maintenance::prune(&args.place.find(ctx).await?, ctx, prune).await,
+        Verb::Prune(prune) => maintenance::prune(&args.location.find(ctx).await?, ctx, prune).await,
         Verb::Export(args) => {
             let options = args.read()?;
             export::run(&source().await?, ctx, options).await

@@ -55,7 +55,7 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
     ) {
         Ok(engine) => {
             let status = engine.status();
-            let looks = engine.analyse(&super::policy::known(&loaded.config));
+            let looks = engine.analyse(&super::policy::inventory(&loaded.config));
             let warnings = status.borrow().warnings.clone();
             found.extend(warnings.iter().chain(&looks).map(|warning| placed(&loaded, warning)));
             let entries = loaded.config.interceptors.iter().enumerate();
@@ -75,7 +75,7 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
             found.extend(interceptor(&loaded, &member, &[], &handed, &plugin_host).err());
         }
     }
-    for (at, text) in locked_images::held(&loaded).err().into_iter().flatten() {
+    for (at, text) in locked_images::check_pins(&loaded).err().into_iter().flatten() {
         found.push(boxed(loaded.finding(&at, Code::Conflict, text)));
     }
     for (at, text) in locked_images::unconfirmed(&loaded) {

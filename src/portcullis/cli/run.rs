@@ -53,7 +53,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 /// Prints where each server of the config will run, and why.
 fn show_placements(ctx: &Context, launcher: &Launcher, loaded: &Loaded) {
     for (name, settings) in &loaded.config.servers {
-        let placement = launcher.place(settings);
+        let placement = launcher.placement(settings);
         ctx.note(format_args!("server `{name}`: {} ({})", placement.kind(), placement.why()));
     }
 }

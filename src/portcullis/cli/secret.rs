@@ -31,24 +31,24 @@ enum Verb {
         /// The name of the secret in the store
         name: String,
         #[command(flatten)]
-        place: StorePath,
+        store_path: StorePath,
     },
     /// List the names of the secrets in an encrypted store
     Ls {
         #[command(flatten)]
-        place: StorePath,
+        store_path: StorePath,
     },
     /// Remove a secret from an encrypted store
     Rm {
         /// The name of the secret in the store
         name: String,
         #[command(flatten)]
-        place: StorePath,
+        store_path: StorePath,
     },
     /// Encrypt a store to a new identity, and delete the old identity
     RotateKey {
         #[command(flatten)]
-        place: StorePath,
+        store_path: StorePath,
     },
     /// Make the running proxy read a server's secrets again and update those that are delivered as files
     Rotate {
@@ -68,9 +68,9 @@ struct StorePath {
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
-        Verb::Set { name, place } => set(ctx, &name, &place),
-        Verb::Ls { place } => {
-            let names = Store::at(&place.store).names()?;
+        Verb::Set { name, store_path } => set(ctx, &name, &store_path),
+        Verb::Ls { store_path } => {
+            let names = Store::at(&store_path.store).names()?;
             if ctx.is_json() {
                 ctx.json(&json!({ "secrets": names }))?;
             } else {
@@ -78,14 +78,14 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Ok)
         }
-        Verb::Rm { name, place } => {
-            if !Store::at(&place.store).remove(&name)? {
-                bail!("the store {} has no secret `{name}`", place.store.display());
+        Verb::Rm { name, store_path } => {
+            if !Store::at(&store_path.store).remove(&name)? {
+                bail!("the store {} has no secret `{name}`", store_path.store.display());
             }
             Ok(Exit::Ok)
         }
-        Verb::RotateKey { place } => {
-            let store = Store::at(&place.store);
+        Verb::RotateKey { store_path } => {
+            let store = Store::at(&store_path.store);
             store.rotate_key()?;
             ctx.note(format!(
                 "The store opens with the new identity in {} alone. Copies of the old store still \
@@ -98,11 +98,11 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
 }
 
-fn set(ctx: &Context, name: &str, place: &StorePath) -> anyhow::Result<Exit> {
-    let store = Store::at(&place.store);
+fn set(ctx: &Context, name: &str, store_path: &StorePath) -> anyhow::Result<Exit> {
+    let store = Store::at(&store_path.store);
     let had_identity = store.identity().exists();
     let is_new = store.set(name, &value()?)?;
-    let from = format!("age:{}#{name}", place.store.display());
+    let from = format!("age:{}#{name}", store_path.store.display());
     if ctx.is_json() {
         ctx.json(&json!({ "secret": name, "new": is_new, "from": from }))?;
     } else {

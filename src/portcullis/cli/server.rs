@@ -52,7 +52,7 @@ enum Verb {
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
         #[command(flatten)]
-        place: ProxyArgs,
+        proxy_args: ProxyArgs,
     },
     /// Verify the signatures of a server's image, and store the result
     Verify {
@@ -64,14 +64,14 @@ enum Verb {
         /// Show only this server
         server: Option<ServerName>,
         #[command(flatten)]
-        place: ProxyArgs,
+        proxy_args: ProxyArgs,
     },
     /// Restart a server's running instances; in-flight calls finish on the old ones
     Restart {
         /// The server's name in the config
         server: ServerName,
         #[command(flatten)]
-        place: ProxyArgs,
+        proxy_args: ProxyArgs,
     },
     /// Remove orphans of killed proxies: containers, secrets in memory, control groups
     Cleanup(cleanup::Args),
@@ -102,7 +102,7 @@ enum Verb {
         /// The server's name in the config
         server: ServerName,
         #[command(flatten)]
-        place: ProxyArgs,
+        proxy_args: ProxyArgs,
     },
 }
 
@@ -118,28 +118,28 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
         Verb::Pull(which) => images::pull(ctx, &which).await,
         Verb::Export(export) => export::run(export, ctx).await,
-        Verb::Ls(place) => ls(ctx, place.proxy(ctx).await?).await,
+        Verb::Ls(proxy_args) => ls(ctx, proxy_args.proxy(ctx).await?).await,
         Verb::Inspect { server } => {
             let loaded = ctx.load()?;
             let proxy = admin::Client::find(&loaded.config).await;
             inspect::run(ctx, &loaded, proxy, &server).await
         }
-        Verb::Tools { server, save, place } => {
-            let found = place.proxy(ctx).await?;
+        Verb::Tools { server, save, proxy_args } => {
+            let found = proxy_args.proxy(ctx).await?;
             tools(ctx, found, &server, save.as_deref()).await
         }
         Verb::Verify { server } => verify::run(ctx, &ctx.load()?, &server).await,
-        Verb::Stats { server, place } => {
-            let proxy = running(&place, ctx, server.as_ref()).await?;
+        Verb::Stats { server, proxy_args } => {
+            let proxy = running(&proxy_args, ctx, server.as_ref()).await?;
             stats::run(ctx, proxy, server.as_ref()).await
         }
-        Verb::Restart { server, place } => {
-            let proxy = running(&place, ctx, Some(&server)).await?;
+        Verb::Restart { server, proxy_args } => {
+            let proxy = running(&proxy_args, ctx, Some(&server)).await?;
             restart::run(ctx, proxy, &server).await
         }
         Verb::Cleanup(args) => cleanup::run(ctx, &args).await,
-        Verb::Logs { server, place } => {
-            let proxy = running(&place, ctx, Some(&server)).await?;
+        Verb::Logs { server, proxy_args } => {
+            let proxy = running(&proxy_args, ctx, Some(&server)).await?;
             logs(ctx, proxy, &server).await
         }
     }
@@ -147,11 +147,11 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 
 /// Running proxy, if it may know that server. If the config is invalid, only the proxy can say.
 async fn running(
-    place: &ProxyArgs,
+    proxy_args: &ProxyArgs,
     ctx: &Context,
     server: Option<&ServerName>,
 ) -> anyhow::Result<Option<admin::Client>> {
-    let (proxy, loaded) = place.proxy(ctx).await?.parts();
+    let (proxy, loaded) = proxy_args.proxy(ctx).await?.parts();
     if let (Some(loaded), Some(server)) = (&loaded, server) {
         configured(loaded, server)?;
     }
@@ -166,8 +166,8 @@ async fn ls(ctx: &Context, found: Located) -> anyhow::Result<Exit> {
             let servers = loaded.config.servers.iter();
             servers
                 .map(|(name, settings)| {
-                    let place = launcher.place(settings);
-                    json!({ "name": name, "state": "stopped", "place": place.kind(), "why": place.why() })
+                    let placement = launcher.placement(settings);
+                    json!({ "name": name, "state": "stopped", "place": placement.kind(), "why": placement.why() })
                 })
                 .collect()
         }

@@ -28,7 +28,7 @@ pub struct Args {
     #[command(subcommand)]
     verb: Verb,
     #[command(flatten)]
-    place: ProxyArgs,
+    proxy_args: ProxyArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -63,7 +63,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let text = Frame::request(1, method, params.to_string().as_bytes());
     let (answer, states) = {
         let _progress = ctx.progress("asking the proxy");
-        match args.place.proxy(ctx).await? {
+        match args.proxy_args.proxy(ctx).await? {
             Located::Running(proxy, _) => {
                 let mut headers = vec![
                     ("mcp-protocol-version", Revision::LATEST_MODERN.as_str().to_owned()),

@@ -225,20 +225,20 @@ async fn one(
             false => LockOutcome::Behind { has: fixed.meaning, means },
         });
     }
-    let known = lock.meaning(server.as_str(), image);
-    if let (Some(known), LockMode::Lock) = (&known, mode) {
-        return Ok(LockOutcome::Kept(known.clone()));
+    let locked = lock.meaning(server.as_str(), image);
+    if let (Some(locked), LockMode::Lock) = (&locked, mode) {
+        return Ok(LockOutcome::Kept(locked.clone()));
     }
     let now = now(reporter, launcher, image).await?;
     pinned(image, now.clone(), true).map_err(|error| fault(&error))?;
-    let Some(known) = known else {
+    let Some(locked) = locked else {
         // It may have been locked under another name.
         return Ok(match from() {
             Some(from) if from != now.as_str() => LockOutcome::Moved { from, to: now },
             _ => LockOutcome::Locked(now),
         });
     };
-    if known == now {
+    if locked == now {
         return Ok(LockOutcome::Kept(now));
     }
     let goes_back = locked.is_some_and(|locked| locked.was_once(now.as_str()));
@@ -248,7 +248,7 @@ async fn one(
             now.as_str()
         ));
     }
-    Ok(LockOutcome::Moved { from: known.as_str().to_owned(), to: now })
+    Ok(LockOutcome::Moved { from: locked.as_str().to_owned(), to: now })
 }
 
 /// Content that a name resolves to now.
@@ -322,7 +322,7 @@ impl<'a> Puller<'a> {
         let pinned = pinned.ok_or_else(|| anyhow::anyhow!("server `{name}` has no image"))?;
         let mut program = launcher.program_of(name, server, Some(&pinned))?;
         program.signed = launcher.signed(name, server, &pinned).await?;
-        let program = program.for_policies(&launcher.place(server));
+        let program = program.for_policies(&launcher.placement(server));
         let url = server.url.as_deref();
         // Single clients may have other secrets; the image is pulled for all.
         let mut secrets = launch_secrets(server);

@@ -8,7 +8,7 @@ use portcullis_upstream::images;
 ///
 /// # Errors
 /// The config and the lock file disagree, or the lock file cannot be read.
-pub fn held(loaded: &Loaded) -> Result<(), Vec<(String, String)>> {
+pub fn check_pins(loaded: &Loaded) -> Result<(), Vec<(String, String)>> {
     let lock = match Lock::read(&loaded.base) {
         Ok(lock) => lock,
         Err(error) => return Err(vec![("/servers".to_owned(), error.to_string())]),

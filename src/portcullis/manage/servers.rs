@@ -29,15 +29,15 @@ pub fn configured<'a>(
 /// Secrets of a server, as policies evaluate them. The config's own checks report a secret that
 /// cannot be parsed as a reference.
 pub fn launch_secrets(settings: &portcullis_upstream::config::Server) -> Vec<LaunchSecret<'_>> {
-    let all = settings.given().flat_map(|given| {
-        let delivery = match given.delivery {
+    let all = settings.secret_bindings().flat_map(|binding| {
+        let delivery = match binding.delivery {
             Some(SecretDeliveryMethod::Env) => DeliveredAs::Env,
             Some(SecretDeliveryMethod::File) => DeliveredAs::File,
             None => DeliveredAs::Header,
         };
-        given.references().filter_map(move |(client, from)| {
+        binding.references().filter_map(move |(client, from)| {
             let source = from.parse::<portcullis_vault::Source>().ok()?.kind();
-            Some(LaunchSecret { name: given.name, source, delivery, client })
+            Some(LaunchSecret { name: binding.name, source, delivery, client })
         })
     });
     all.collect()
@@ -54,7 +54,7 @@ pub async fn launcher(loaded: &Loaded) -> Launcher {
         // Nothing is started here.
         broker: Default::default(),
         runtime: Default::default(),
-        known: None,
+        discovery_cache_dir: None,
         digests: Default::default(),
         images: std::sync::Arc::new(loaded.images()),
         egress_gates: std::sync::Arc::new(portcullis_runtime::egress_netns::DenyAllEgress),

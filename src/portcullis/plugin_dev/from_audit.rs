@@ -19,10 +19,11 @@ pub fn from_audit(entries: &[Entry], answer: Option<bool>) -> Result<(Message, u
             Record::Refused(refused) => request = asked(&refused.call, refused.arguments.as_ref()),
             Record::Outcome(outcome) => {
                 let is_error = outcome.answer == Some(record::AnswerKind::Error);
-                response = kept(outcome.result.as_ref(), "result").and_then(|(body, taken)| {
-                    let payload = body.to_string();
-                    Ok((message(&outcome.call, Phase::Response, is_error, payload)?, taken))
-                });
+                response =
+                    kept_body(outcome.result.as_ref(), "result").and_then(|(body, taken)| {
+                        let payload = body.to_string();
+                        Ok((message(&outcome.call, Phase::Response, is_error, payload)?, taken))
+                    });
             }
             Record::Event(_) => {}
         }
@@ -35,7 +36,7 @@ pub fn from_audit(entries: &[Entry], answer: Option<bool>) -> Result<(Message, u
 }
 
 fn asked(call: &Call, arguments: Option<&KeptBody>) -> Result<(Message, u32), String> {
-    let (body, taken) = kept(arguments, "arguments")?;
+    let (body, taken) = kept_body(arguments, "arguments")?;
     let method = call.method.as_deref().unwrap_or_default();
     let payload = match (&call.target, method) {
         // Only the arguments of these methods are kept.
@@ -48,18 +49,18 @@ fn asked(call: &Call, arguments: Option<&KeptBody>) -> Result<(Message, u32), St
     Ok((message(call, Phase::Request, false, payload.to_string())?, taken))
 }
 
-fn kept<'a>(kept: Option<&'a KeptBody>, what: &str) -> Result<(&'a Value, u32), String> {
-    let kept = kept.ok_or_else(|| {
+fn kept_body<'a>(kept_body: Option<&'a KeptBody>, what: &str) -> Result<(&'a Value, u32), String> {
+    let kept_body = kept_body.ok_or_else(|| {
         format!("its {what} were not kept: a policy that decides has to say `@keep(\"{what}\")`")
     })?;
-    if let Some(failure) = &kept.failure {
+    if let Some(failure) = &kept_body.failure {
         return Err(format!("its {what} were not kept: {failure}"));
     }
-    if kept.cut {
+    if kept_body.cut {
         return Err(format!("its {what} were longer than what is kept of them"));
     }
-    let body = kept.body.as_ref().ok_or_else(|| format!("its {what} could not be kept"))?;
-    Ok((body, kept.redacted))
+    let body = kept_body.body.as_ref().ok_or_else(|| format!("its {what} could not be kept"))?;
+    Ok((body, kept_body.redacted))
 }
 
 fn message(call: &Call, phase: Phase, is_error: bool, payload: String) -> Result<Message, String> {

@@ -37,7 +37,7 @@ pub(super) fn check(lacking: &[&str]) -> Result<(), LaunchFailure> {
 }
 
 /// Checks the limits of a created container.
-pub(super) async fn kept(docker: &Docker, id: &str) -> Result<(), LaunchFailure> {
+pub(super) async fn verify_limits(docker: &Docker, id: &str) -> Result<(), LaunchFailure> {
     let container = docker.inspect_container(id, None).await.map_err(|error| {
         let fault = Fault::of("report the limits of the container")(error);
         failure(fault.to_string(), "check the engine: `portcullis doctor`")

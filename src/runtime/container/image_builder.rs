@@ -69,8 +69,8 @@ impl Engine {
     pub async fn pack(&self, program: &Path) -> Result<String, LaunchFailure> {
         let program = fs::canonicalize(program).map_err(|error| unreadable(program, &error))?;
         let _turn = self.packed.turn.lock().await;
-        let known = self.packed.packed.lock().get(&program).and_then(BuiltImage::still);
-        let layout = match known {
+        let cached = self.packed.packed.lock().get(&program).and_then(BuiltImage::still);
+        let layout = match cached {
             Some(layout) => layout,
             None => {
                 let (path, arch) = (program.clone(), self.facts.arch.clone());

@@ -116,13 +116,13 @@ fn replace_network_settings(
     let name = container.name.as_deref().map(|name| name.trim_start_matches('/'));
     let of_holder = holder.host_config.filter(|_| holds.is_some() && holds.as_deref() == name);
     if let (Some(host), Some(of_holder)) = (&mut container.host_config, of_holder) {
-        host.network_mode = of_holder.network_mode.map(|mode| held(&mode));
+        host.network_mode = of_holder.network_mode.map(|mode| pause_container_network(&mode));
         host.extra_hosts = of_holder.extra_hosts;
     }
 }
 
 /// Description of a network whose namespace a pause container holds.
-pub(super) fn held(mode: &str) -> String {
+pub(super) fn pause_container_network(mode: &str) -> String {
     format!("{mode}, held by a pause container")
 }
 

@@ -108,11 +108,11 @@ impl Engine {
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
         let creating = self.docker.create_container(Some(options), body);
         // Both take about as long. Neither is cancelled: a created container has an owner.
-        let held = holder.as_ref().map(|holder| holder.id().to_owned());
-        let (created, egress_sockets) = match &held {
+        let holder_id = holder.as_ref().map(|holder| holder.id().to_owned());
+        let (created, egress_sockets) = match &holder_id {
             None => (creating.await, Ok(None)),
-            Some(held) => {
-                let opening = self.open(held, profile.egress());
+            Some(holder_id) => {
+                let opening = self.open(holder_id, profile.egress());
                 let (created, egress_sockets) = tokio::join!(creating, opening);
                 (created, egress_sockets.map(Some))
             }
@@ -134,7 +134,7 @@ impl Engine {
         let egress_sockets = egress_sockets?;
         if self.facts.podman {
             // The engine reports limits even if, rootless on cgroup v1, it does not apply them.
-            cgroup_check::kept(&self.docker, guard.id()).await?;
+            cgroup_check::verify_limits(&self.docker, guard.id()).await?;
         }
 
         let attach = AttachContainerOptionsBuilder::new()

@@ -65,15 +65,15 @@ pub fn guard_rules(name: &str) -> Rules {
 
 /// Failure of a request to the engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the container engine did not {asked}: {why}")]
+#[error("the container engine did not {action}: {why}")]
 pub struct Fault {
-    pub asked: &'static str,
+    pub action: &'static str,
     pub why: String,
 }
 
 impl Fault {
-    fn of(asked: &'static str) -> impl Fn(bollard::errors::Error) -> Self {
-        move |error| Self { asked, why: engine_errors::words(&error) }
+    fn of(action: &'static str) -> impl Fn(bollard::errors::Error) -> Self {
+        move |error| Self { action, why: engine_errors::words(&error) }
     }
 }
 

@@ -344,7 +344,7 @@ impl Profile {
             (
                 "NetworkMode",
                 match self.joins {
-                    Some(_) => super::inspect::held(self.network_mode()),
+                    Some(_) => super::inspect::pause_container_network(self.network_mode()),
                     None => self.network_mode().to_owned(),
                 },
             ),

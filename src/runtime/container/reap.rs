@@ -39,7 +39,7 @@ impl Engine {
             let removals = some.into_iter().map(|container| async move {
                 let removed = running::remove(&self.docker, &container.id).await;
                 let removed = removed.map_err(|error| Fault {
-                    asked: "remove an orphaned container",
+                    action: "remove an orphaned container",
                     why: format!("{}: {}", container.name, words(&error)),
                 });
                 (container, removed)

@@ -142,10 +142,10 @@ pub fn available() -> Result<Availability, LaunchFailure> {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let version = exec::landlock_version().filter(|_| enforced);
     let ok = |name, detail: &str| Part { name, detail: detail.to_owned(), remedy: None };
-    let limit = |name, (detail, held): (String, bool)| Part {
+    let limit = |name, (detail, is_available): (String, bool)| Part {
         name,
         detail,
-        remedy: (!held).then_some(GROUPS),
+        remedy: (!is_available).then_some(GROUPS),
     };
     let wall = "the sandbox works without it; a kernel from 6.12 on has landlock 6";
     Ok(Availability {

@@ -80,8 +80,8 @@ fn json(list: &impl Serialize, empty: bool) -> Value<'static> {
     }
 }
 
-fn kept(kept: Option<&KeptBody>) -> Value<'static> {
-    kept.map_or(Value::Absent, |kept| json(kept, false))
+fn body(body: Option<&KeptBody>) -> Value<'static> {
+    body.map_or(Value::Absent, |body| json(body, false))
 }
 
 fn call(item: &Item) -> Option<&Call> {
@@ -216,13 +216,13 @@ pub const COLUMNS: &[Column] = &[
     column("arguments", Text, "Arguments, where a policy keeps them: a JSON object.", |i| match &i
         .record
     {
-        Record::Intent(intent) => kept(intent.arguments.as_ref()),
-        Record::Refused(refused) => kept(refused.arguments.as_ref()),
+        Record::Intent(intent) => body(intent.arguments.as_ref()),
+        Record::Refused(refused) => body(refused.arguments.as_ref()),
         Record::Outcome(_) | Record::Event(_) => Value::Absent,
     }),
     column("result", Text, "The result, where a policy keeps it: a JSON object.", |i| {
         match &i.record {
-            Record::Outcome(outcome) => kept(outcome.result.as_ref()),
+            Record::Outcome(outcome) => body(outcome.result.as_ref()),
             _ => Value::Absent,
         }
     }),

@@ -30,7 +30,7 @@ pub(super) struct StoredCheckpoint {
 /// Checkpoints by size, without duplicates.
 #[derive(Debug, Default)]
 pub(super) struct CheckpointSet {
-    pub kept: Vec<StoredCheckpoint>,
+    pub stored: Vec<StoredCheckpoint>,
     /// The newest of the store's own checkpoints.
     pub newest: Option<Signed>,
     /// Notes about replaced files, from the store's own checkpoints.
@@ -106,7 +106,7 @@ impl CheckpointSet {
                     bad = 0;
                     checkpoints.note_changes(&signed);
                     checkpoints.newest = Some(signed.clone());
-                    checkpoints.kept.push(StoredCheckpoint {
+                    checkpoints.stored.push(StoredCheckpoint {
                         signed,
                         file: FILE.into(),
                         offset: at,
@@ -188,7 +188,7 @@ impl CheckpointSet {
     ) {
         let name = path.display().to_string();
         let (notes, _) = found(bytes);
-        let own: HashSet<_> = self.kept.iter().map(|kept| kept.signed.hash).collect();
+        let own: HashSet<_> = self.stored.iter().map(|stored| stored.signed.hash).collect();
         if notes.is_empty() && !bytes.is_empty() {
             let message = "there is no checkpoint in it";
             findings.add(Finding::new(FindingKind::CheckpointMalformed, message).file(&name));
@@ -207,7 +207,7 @@ impl CheckpointSet {
                         let finding = Finding::new(FindingKind::CheckpointMissing, message);
                         findings.add(finding.file(&name).at(offset));
                     }
-                    self.kept.push(StoredCheckpoint { signed, file: name.clone(), offset });
+                    self.stored.push(StoredCheckpoint { signed, file: name.clone(), offset });
                 }
                 Err(fault) => {
                     let finding = Finding::new(unusable(fault), fault.to_string());
@@ -219,8 +219,8 @@ impl CheckpointSet {
 
     /// Sorts checkpoints by size, and removes those with the same content.
     pub fn sort_and_dedup(&mut self) {
-        self.kept.sort_by_key(|kept| kept.signed.checkpoint.size);
-        self.kept.dedup_by(|b, a| {
+        self.stored.sort_by_key(|stored| stored.signed.checkpoint.size);
+        self.stored.dedup_by(|b, a| {
             let (a, b) = (&a.signed.checkpoint, &b.signed.checkpoint);
             a.size == b.size && a.root == b.root && a.last == b.last
         });

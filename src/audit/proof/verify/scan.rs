@@ -43,7 +43,7 @@ pub(super) struct ScanResult {
 pub(super) struct Scan<'a> {
     dir: &'a Path,
     keys: &'a [Verifier],
-    kept: &'a [StoredCheckpoint],
+    stored: &'a [StoredCheckpoint],
     newest: Option<&'a Checkpoint>,
     head: Option<(u64, Hash)>,
     /// Whether `head` is missing or empty.
@@ -95,14 +95,14 @@ impl<'a> Scan<'a> {
             Head::At(seq, hash) => Some((seq, hash)),
             Head::Start | Head::Damaged | Head::Missing => None,
         };
-        let sizes = checkpoints.kept.iter().map(|kept| kept.signed.checkpoint.size);
+        let sizes = checkpoints.stored.iter().map(|stored| stored.signed.checkpoint.size);
         let mut wanted: Vec<_> = sizes.chain(head.map(|(seq, _)| seq.saturating_add(1))).collect();
         wanted.sort_unstable();
         wanted.dedup();
         Self {
             dir,
             keys,
-            kept: &checkpoints.kept,
+            stored: &checkpoints.stored,
             newest: checkpoints.newest.as_ref().map(|signed| &signed.checkpoint),
             head,
             headless,
@@ -170,7 +170,7 @@ impl<'a> Scan<'a> {
     /// checkpoint's root confirms it.
     fn begin(&mut self, since: &Checkpoint, all: &[(u64, bool)]) -> u64 {
         self.anchor = Some(since.size);
-        self.at = self.kept.partition_point(|kept| kept.signed.checkpoint.size < since.size);
+        self.at = self.stored.partition_point(|stored| stored.signed.checkpoint.size < since.size);
         for (first, _) in all.iter().rev() {
             let Ok(Some(closed)) = files::closed(self.dir, *first) else { continue };
             if closed.end <= since.size && closed.tree.size() == closed.end {
@@ -436,11 +436,11 @@ impl<'a> Scan<'a> {
 
     /// Compares the checkpoints up to the current position with the tree.
     fn pass(&mut self) {
-        while let Some(kept) =
-            self.kept.get(self.at).filter(|k| k.signed.checkpoint.size <= self.next)
+        while let Some(stored) =
+            self.stored.get(self.at).filter(|k| k.signed.checkpoint.size <= self.next)
         {
             self.at += 1;
-            let checkpoint = &kept.signed.checkpoint;
+            let checkpoint = &stored.signed.checkpoint;
             let tree = self.tree.as_ref().filter(|tree| tree.size() == checkpoint.size);
             match tree.map(|tree| tree.root() == checkpoint.root) {
                 Some(true) => {
@@ -455,7 +455,7 @@ impl<'a> Scan<'a> {
                     if std::mem::replace(&mut self.mismatched, true) {
                         self.also += 1;
                     } else {
-                        self.findings.add(mismatch(kept, self.signed.as_ref()));
+                        self.findings.add(mismatch(stored, self.signed.as_ref()));
                     }
                 }
                 Some(false) | None => self.unchecked += 1,
@@ -464,16 +464,16 @@ impl<'a> Scan<'a> {
     }
 
     fn finish(&mut self) {
-        let beyond = self.kept.get(self.at..).unwrap_or_default();
-        if let Some(kept) = beyond.last() {
-            let Checkpoint { size, time, number, .. } = &kept.signed.checkpoint;
+        let beyond = self.stored.get(self.at..).unwrap_or_default();
+        if let Some(stored) = beyond.last() {
+            let Checkpoint { size, time, number, .. } = &stored.signed.checkpoint;
             let message = format!(
                 "the log ends before record {}, and checkpoint {number} of {size} records was \
                  signed at {time}",
                 self.next
             );
             let finding = Finding::new(FindingKind::TailCut, message).seq(self.next);
-            self.findings.add(finding.file(kept.file.as_str()).at(kept.offset));
+            self.findings.add(finding.file(stored.file.as_str()).at(stored.offset));
         } else if let Some((seq, _)) = self.head.filter(|(seq, _)| *seq >= self.next)
             && !self.explained
         {
@@ -520,8 +520,8 @@ impl<'a> Scan<'a> {
     }
 }
 
-fn mismatch(kept: &StoredCheckpoint, good: Option<&SignedSize>) -> Finding {
-    let Checkpoint { size, time, number, .. } = &kept.signed.checkpoint;
+fn mismatch(stored: &StoredCheckpoint, good: Option<&SignedSize>) -> Finding {
+    let Checkpoint { size, time, number, .. } = &stored.signed.checkpoint;
     let from = good.map_or(0, |good| good.size);
     let message = format!(
         "the first {size} records are not those for which checkpoint {number} was signed at \
@@ -529,5 +529,5 @@ fn mismatch(kept: &StoredCheckpoint, good: Option<&SignedSize>) -> Finding {
         size.saturating_sub(1)
     );
     let finding = Finding::new(FindingKind::RootMismatch, message).seq(from);
-    finding.file(kept.file.as_str()).at(kept.offset)
+    finding.file(stored.file.as_str()).at(stored.offset)
 }

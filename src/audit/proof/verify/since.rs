@@ -94,7 +94,7 @@ impl Since {
             Self::Time(by) => checkpoint.time <= *by,
             Self::Note(_) => false,
         };
-        let all = checkpoints.kept.iter().map(|kept| &kept.signed.checkpoint);
+        let all = checkpoints.stored.iter().map(|stored| &stored.signed.checkpoint);
         let newest = all.filter(|checkpoint| fits(checkpoint)).max_by_key(|c| (c.size, c.number));
         newest.cloned().ok_or_else(|| Fault::Since(self.clone()))
     }

@@ -199,22 +199,22 @@ impl Front {
         match &*self.auth_mode {
             AuthMode::Network { hosts, anonymous } => {
                 let key = bearer(headers);
-                let known = key.as_ref().ok().and_then(Option::as_ref);
-                let known = known.and_then(|key| self.keyring.authenticate(key));
+                let authenticated = key.as_ref().ok().and_then(Option::as_ref);
+                let authenticated = authenticated.and_then(|key| self.keyring.authenticate(key));
                 let fault = request.extensions().get::<ForwardingFault>().copied();
                 let refused = hosts
                     .check(headers, request.uri())
                     .and_then(|()| fault.map_or(Ok(()), |fault| Err(fault.into())));
                 if let Err(refusal) = refused {
                     // Recorded apart from refusals of unauthenticated callers.
-                    let peer = known.map(|principal| {
+                    let peer = authenticated.map(|principal| {
                         Box::new(Peer { principal, transport: Transport::Http, address })
                     });
                     return Err(NotAdmitted { peer, refusal });
                 }
                 let unknown = |message: &str| Refusal::new(Code::Unauthenticated, message);
                 let principal = match key {
-                    Ok(Some(_)) => known.ok_or_else(|| unknown("the key is not known"))?,
+                    Ok(Some(_)) => authenticated.ok_or_else(|| unknown("the key is not known"))?,
                     Ok(None) if anonymous.takes(request) => Principal::anonymous(),
                     Ok(None) if *anonymous == Anonymous::Loopback => {
                         return Err(unknown("callers from other machines need a key").into());

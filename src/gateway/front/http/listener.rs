@@ -112,8 +112,8 @@ impl Listener {
         let connections = TaskTracker::new();
         let shared = Arc::new(Shared { routes, proxies, closing: closing.clone() });
         loop {
-            let held = tokio::select! {
-                held = open.clone().acquire_owned() => held,
+            let open_slot = tokio::select! {
+                open_slot = open.clone().acquire_owned() => open_slot,
                 () = closing.cancelled() => break,
             };
             let accepted = tokio::select! {
@@ -139,7 +139,7 @@ impl Listener {
             let _ = stream.set_nodelay(true);
             let (permit, shared) = (Arc::new(permit), shared.clone());
             connections.spawn(async move {
-                let _held = held;
+                let _open_slot = open_slot;
                 let connection = shared.connection(stream, peer, is_proxy, permit.clone());
                 if until_displaced(connection, &permit).await == Ended::Displaced {
                     tracing::debug!(%peer, "connection without a key closed in favor of another");

@@ -135,7 +135,7 @@ impl Responder {
 
     async fn pump(self, sent: Vec<InFlight>, mut opened: oneshot::Sender<ResponseMode>) {
         let session = self.caller.session.clone();
-        let streams = self.streams && sent.iter().any(InFlight::is_asked);
+        let streams = self.streams && sent.iter().any(InFlight::expects_response);
         let id = sent.first().and_then(InFlight::id).cloned();
         let (mut pieces, guards) = pieces(sent);
         let silence = if session.is_some() { SILENCE_RESUMABLE } else { SILENCE };
@@ -227,8 +227,8 @@ impl Responder {
     }
 }
 
-fn whole(Answer { answered, asked }: Answer, revision: Revision) -> Response {
-    if !asked {
+fn whole(Answer { answered, expects_response }: Answer, revision: Revision) -> Response {
+    if !expects_response {
         return match (answered.refused, answered.text) {
             (None, _) => StatusCode::ACCEPTED.into_response(),
             (Some(_), Some(text)) => json(StatusCode::FORBIDDEN, text),
@@ -255,7 +255,7 @@ fn whole(Answer { answered, asked }: Answer, revision: Revision) -> Response {
 
 /// The response to a batch; none if all its requests were cancelled.
 fn all(answers: Vec<Answer>) -> Option<Response> {
-    if answers.iter().any(|answer| answer.asked) {
+    if answers.iter().any(|answer| answer.expects_response) {
         return batch::join(answers).map(|text| json(StatusCode::OK, text));
     }
     let refused: Vec<_> =

@@ -19,13 +19,13 @@ pub(super) struct PruneArgs {
 
 /// Deletes the records beyond `audit.retention`.
 pub(super) async fn prune(
-    place: &AuditSource,
+    source: &AuditSource,
     ctx: &Context,
     args: PruneArgs,
 ) -> anyhow::Result<Exit> {
     let PruneArgs { dry_run } = args;
     let progress = ctx.progress("looking for segments to drop");
-    let pruned: Pruned = match place {
+    let pruned: Pruned = match source {
         AuditSource::Proxy(client) => {
             client.post_json_slowly("/v1/audit/prune", &PruneRequest { dry_run }).await?
         }
@@ -76,13 +76,13 @@ pub(super) struct BackupArgs {
 
 /// Copies the log, through the running proxy if there is one.
 pub(super) async fn backup(
-    place: &AuditSource,
+    source: &AuditSource,
     ctx: &Context,
     args: BackupArgs,
 ) -> anyhow::Result<Exit> {
     let to = absolute(&args.to)?;
     let progress = ctx.progress("copying the audit log");
-    let backup: Backup = match place {
+    let backup: Backup = match source {
         AuditSource::Proxy(client) => {
             client.post_json_slowly("/v1/audit/backup", &BackupRequest { to }).await?
         }

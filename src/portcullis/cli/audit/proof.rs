@@ -78,13 +78,13 @@ struct Checking {
 /// Verifies the files of a log against its checkpoints. Reads the files itself if this user can,
 /// even while a proxy runs. Only the process that has indexes open can verify them.
 pub(super) async fn verify(
-    place: &LogLocation,
+    location: &LogLocation,
     ctx: &Context,
     args: VerifyArgs,
 ) -> anyhow::Result<Exit> {
     let progress = ctx.progress("verifying the audit log");
     let began = Instant::now();
-    let report = match ask(place, ctx, &args).await? {
+    let report = match ask(location, ctx, &args).await? {
         Some(client) => {
             if !args.witnesses.is_empty() {
                 let why = "the running proxy does not read `--witness` files: verify a backup";
@@ -95,7 +95,7 @@ pub(super) async fn verify(
             let request = VerifyRequest { since, keys, indexes };
             client.post_json_slowly("/v1/audit/verify", &request).await?
         }
-        None => read_files(place, ctx, args).await?,
+        None => read_files(location, ctx, args).await?,
     };
     drop(progress);
     let took = began.elapsed();
@@ -121,7 +121,7 @@ pub(super) async fn verify(
 /// Connection to the running proxy if it must verify: for indexes, for a given socket, or for files
 /// that this user cannot read.
 async fn ask(
-    place: &LogLocation,
+    location: &LogLocation,
     ctx: &Context,
     args: &VerifyArgs,
 ) -> anyhow::Result<Option<Client>> {
@@ -129,29 +129,29 @@ async fn ask(
         return Ok(None);
     }
     let readable = || {
-        let files = place.folders(ctx).ok()?.files;
+        let files = location.folders(ctx).ok()?.files;
         files.permit(Role::Auditor).ok()?;
         match fs::read_dir(&files.store) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
             _ => Some(()),
         }
     };
-    if !place.names_socket() && !args.indexes && readable().is_some() {
+    if !location.names_socket() && !args.indexes && readable().is_some() {
         return Ok(None);
     }
-    Ok(match place.find(ctx).await? {
+    Ok(match location.find(ctx).await? {
         AuditSource::Proxy(client) => Some(client),
         AuditSource::Files(_) => None,
     })
 }
 
 async fn read_files(
-    place: &LogLocation,
+    location: &LogLocation,
     ctx: &Context,
     args: VerifyArgs,
 ) -> anyhow::Result<Report> {
     let VerifyArgs { since, keys, witnesses, store, indexes } = args;
-    let (dir, state, encryption) = match (store, place.folders(ctx)) {
+    let (dir, state, encryption) = match (store, location.folders(ctx)) {
         // A copy needs only its store and, if it is encrypted, its keys.
         (Some(dir), Err(_)) => (dir, None, None),
         (Some(dir), Ok(folders)) => (dir, None, folders.files.keys()?),
@@ -165,7 +165,7 @@ async fn read_files(
     let request = Request { keys, witnesses, since, encryption, ..Request::of(dir, state) };
     let mut report = spawn_blocking(move || verify::verify(&request)).await??;
     if indexes {
-        let reader = place.folders(ctx)?.files.read().await?;
+        let reader = location.folders(ctx)?.files.read().await?;
         report.findings.extend(reader.check_indexes().await?);
     }
     Ok(report)
@@ -193,13 +193,13 @@ fn summary(report: &Report) -> String {
 
 /// Proves that the records of a decision are in the log, or checks such a proof.
 pub(super) async fn prove(
-    place: &LogLocation,
+    location: &LogLocation,
     ctx: &Context,
     args: ProveArgs,
 ) -> anyhow::Result<Exit> {
     if let Some(id) = args.decision {
         let request = ProveRequest { id };
-        let proof = match place.find(ctx).await? {
+        let proof = match location.find(ctx).await? {
             AuditSource::Proxy(client) => client.post_json("/v1/audit/prove", &request).await?,
             AuditSource::Files(files) => {
                 let reader = files.read().await?;
@@ -216,7 +216,7 @@ pub(super) async fn prove(
 /// Proves that the log at one checkpoint is the beginning of the log at another, or checks such a
 /// proof.
 pub(super) async fn consistency(
-    place: &LogLocation,
+    location: &LogLocation,
     ctx: &Context,
     args: ConsistencyArgs,
 ) -> anyhow::Result<Exit> {
@@ -225,7 +225,7 @@ pub(super) async fn consistency(
             return Err(Usage(format!("{from} is larger than {to}")).into());
         }
         let request = ConsistencyRequest { from, to };
-        let proof = match place.find(ctx).await? {
+        let proof = match location.find(ctx).await? {
             AuditSource::Proxy(client) => {
                 client.post_json("/v1/audit/consistency", &request).await?
             }
@@ -298,8 +298,8 @@ fn show(ctx: &Context, proven: &Proven) -> std::io::Result<()> {
 }
 
 /// Makes the running proxy sign a checkpoint.
-pub(super) async fn checkpoint(place: &LogLocation, ctx: &Context) -> anyhow::Result<Exit> {
-    let AuditSource::Proxy(client) = place.find(ctx).await? else {
+pub(super) async fn checkpoint(location: &LogLocation, ctx: &Context) -> anyhow::Result<Exit> {
+    let AuditSource::Proxy(client) = location.find(ctx).await? else {
         anyhow::bail!("no proxy runs here: a running one makes checkpoints, and one when it stops");
     };
     let status: Status = client.post_json("/v1/audit/checkpoint", &json!({})).await?;
@@ -312,8 +312,8 @@ pub(super) async fn checkpoint(place: &LogLocation, ctx: &Context) -> anyhow::Re
 }
 
 /// Prints the verifier key.
-pub(super) fn key(place: &LogLocation, ctx: &Context) -> anyhow::Result<Exit> {
-    let Folders { state_dir, files } = place.folders(ctx)?;
+pub(super) fn key(location: &LogLocation, ctx: &Context) -> anyhow::Result<Exit> {
+    let Folders { state_dir, files } = location.folders(ctx)?;
     let keys = [&state_dir, &files.store]
         .into_iter()
         .map(|dir| read_verifiers(dir))

@@ -179,15 +179,18 @@ fn turn(stage: &str) -> usize {
 }
 
 /// Kept part of a body.
-fn kept(kept: &KeptBody) -> String {
-    let Some(body) = &kept.body else {
-        return format!("(not kept: {})", kept.failure.as_deref().unwrap_or("nothing is left"));
+fn kept_body(kept_body: &KeptBody) -> String {
+    let Some(body) = &kept_body.body else {
+        return format!(
+            "(not kept: {})",
+            kept_body.failure.as_deref().unwrap_or("nothing is left")
+        );
     };
-    let redacted = match kept.redacted {
+    let redacted = match kept_body.redacted {
         0 => String::new(),
         count => format!(" ({count} secrets taken out)"),
     };
-    format!("{body}{redacted}{}", if kept.cut { " (cut)" } else { "" })
+    format!("{body}{redacted}{}", if kept_body.cut { " (cut)" } else { "" })
 }
 
 /// Rule and its position: `"ID"  FILE:LINE`.
@@ -228,8 +231,8 @@ pub(super) fn decision(entries: &[Entry]) -> Vec<String> {
         for (pointer, kind) in shape.into_iter().flatten() {
             lines.add(part, format!("{pointer}: {kind}"));
         }
-        if let Some(body) = record.kept() {
-            lines.add("kept", format!("{part}: {}", kept(body)));
+        if let Some(body) = record.kept_body() {
+            lines.add("kept", format!("{part}: {}", kept_body(body)));
         }
         match record {
             Record::Outcome(outcome) => {

@@ -93,8 +93,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             keep(ctx, &mut workspace, &name, &source, &fetched, allow_downgrade)
         }
         Verb::Rm { name } => match workspace.forget(&name)? {
-            Some(kept) => {
-                ctx.note(format_args!("forgot the catalog `{name}` of {}", kept.source));
+            Some(pin) => {
+                ctx.note(format_args!("forgot the catalog `{name}` of {}", pin.source));
                 Ok(Exit::Ok)
             }
             None => bail!("there is no catalog `{name}`{}", near(&workspace, &name)),
@@ -126,10 +126,10 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             )
         }
         Verb::Push { name, reference } => {
-            let Some(kept) = workspace.lock.catalogs.get(&name) else {
+            let Some(pin) = workspace.lock.catalogs.get(&name) else {
                 bail!("there is no catalog `{name}`{}", near(&workspace, &name))
             };
-            let fetched = workspace.kept(&name, kept)?;
+            let fetched = workspace.read_pinned(&name, pin)?;
             let content =
                 artifact(&fetched.text, &name).map_err(|problem| placed(&fetched, &problem))?;
             let digest = {
@@ -156,14 +156,14 @@ fn ls(ctx: &Context, workspace: &Workspace) -> anyhow::Result<Exit> {
         ctx.json(&workspace.lock.catalogs)?;
         return Ok(Exit::Ok);
     }
-    let rows = workspace.lock.catalogs.iter().map(|(name, kept)| {
+    let rows = workspace.lock.catalogs.iter().map(|(name, pin)| {
         let servers = workspace
-            .kept(name, kept)
+            .read_pinned(name, pin)
             .ok()
             .and_then(|fetched| read(&fetched.text, &Options::default()).ok());
         let count =
             servers.map_or("unreadable".to_owned(), |found| found.servers.len().to_string());
-        [name.clone(), count, kept.source.clone(), kept.digest.clone()]
+        [name.clone(), count, pin.source.clone(), pin.digest.clone()]
     });
     ctx.table(&["NAME", "SERVERS", "SOURCE", "DIGEST"], rows)?;
     Ok(Exit::Ok)

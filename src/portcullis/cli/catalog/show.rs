@@ -14,8 +14,8 @@ pub async fn run(
     server: Option<&str>,
 ) -> anyhow::Result<Exit> {
     let mut options = Options { foreign: true, ..Options::default() };
-    let fetched = if let Some(kept) = workspace.lock.catalogs.get(catalog) {
-        workspace.kept(catalog, kept)?
+    let fetched = if let Some(pin) = workspace.lock.catalogs.get(catalog) {
+        workspace.read_pinned(catalog, pin)?
     } else if catalog.contains("://") || std::path::Path::new(catalog).exists() {
         let reference: Reference = catalog.parse().map_err(|error| Usage(format!("{error}")))?;
         options.foreign = !matches!(reference, Reference::File(_));

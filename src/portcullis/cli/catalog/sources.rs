@@ -86,9 +86,9 @@ impl Workspace {
         match reference {
             Reference::File(path) => self.place(path),
             Reference::Catalog { catalog, servers } => match self.lock.catalogs.get(catalog) {
-                Some(kept) => match kept.source.strip_prefix("oci://") {
+                Some(pin) => match pin.source.strip_prefix("oci://") {
                     Some(artifact) => format!("catalog://{artifact}/{}", servers.join("+")),
-                    None => kept.source.clone(),
+                    None => pin.source.clone(),
                 },
                 None => reference.to_string(),
             },
@@ -102,7 +102,7 @@ impl Workspace {
             Reference::File(path) => file(path),
             Reference::Url(url) => self.url(url).await,
             Reference::Catalog { catalog, .. } => match self.lock.catalogs.get(catalog) {
-                Some(kept) => self.kept(catalog, kept),
+                Some(pin) => self.read_pinned(catalog, pin),
                 None => {
                     self.artifact(
                         catalog,
@@ -145,24 +145,24 @@ impl Workspace {
     }
 
     /// Stored copy of an added catalog.
-    pub fn kept(&self, name: &str, kept: &CatalogPin) -> anyhow::Result<Fetched> {
-        let hex = kept.digest.strip_prefix("sha256:").unwrap_or_default();
+    pub fn read_pinned(&self, name: &str, read_pinned: &CatalogPin) -> anyhow::Result<Fetched> {
+        let hex = pin.digest.strip_prefix("sha256:").unwrap_or_default();
         if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             bail!("the lock file has no digest of the catalog `{name}`: add it again");
         }
-        let path = self.copy_of(&kept.digest);
+        let path = self.copy_of(&pin.digest);
         let mut fetched = file(&path).with_context(|| {
-            format!("the copy of the catalog `{name}` is gone: add it again from {}", kept.source)
+            format!("the copy of the catalog `{name}` is gone: add it again from {}", pin.source)
         })?;
-        if fetched.digest != kept.digest {
+        if fetched.digest != pin.digest {
             bail!(
                 "the copy of the catalog `{name}` was changed ({}): add it again from {}",
                 path.display(),
-                kept.source
+                pin.source
             );
         }
         fetched.name = format!("catalog://{name}");
-        fetched.manifest.clone_from(&kept.manifest);
+        fetched.manifest.clone_from(&pin.manifest);
         Ok(fetched)
     }
 
@@ -195,30 +195,30 @@ impl Workspace {
         let path = self.copy_of(&fetched.digest);
         portcullis_foundation::atomic_file::replace(&path, fetched.text.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
-        let kept = CatalogPin {
+        let pin = CatalogPin {
             source: source.to_owned(),
             digest: fetched.digest.clone(),
             manifest: fetched.manifest.clone(),
             was: Vec::new(),
         };
         self.change(|lock| {
-            let kept = match lock.catalogs.remove(name) {
-                Some(before) => before.follow(kept),
-                None => kept,
+            let pin = match lock.catalogs.remove(name) {
+                Some(before) => before.follow(pin),
+                None => pin,
             };
-            lock.catalogs.insert(name.to_owned(), kept);
+            lock.catalogs.insert(name.to_owned(), pin);
         })
     }
 
     /// Removes a catalog. Its copy is deleted unless another catalog has the same.
     pub fn forget(&mut self, name: &str) -> anyhow::Result<Option<CatalogPin>> {
-        let Some(kept) = self.lock.catalogs.get(name).cloned() else { return Ok(None) };
+        let Some(pin) = self.lock.catalogs.get(name).cloned() else { return Ok(None) };
         self.change(|lock| drop(lock.catalogs.remove(name)))?;
-        if !self.lock.catalogs.values().any(|other| other.digest == kept.digest) {
+        if !self.lock.catalogs.values().any(|other| other.digest == pin.digest) {
             // Nothing refers to a copy that remains.
-            let _ = std::fs::remove_file(self.copy_of(&kept.digest));
+            let _ = std::fs::remove_file(self.copy_of(&pin.digest));
         }
-        Ok(Some(kept))
+        Ok(Some(pin))
     }
 
     /// Pulls the only layer of an artifact of one of these kinds.

@@ -39,15 +39,15 @@ pub struct Call {
     #[arg(long, value_name = "JSON", default_value = "{}")]
     settings: String,
     #[command(flatten)]
-    place: LogLocation,
+    location: LogLocation,
 }
 
 /// Runs the verb.
 pub async fn call(options: &Call, ctx: &Context) -> anyhow::Result<Exit> {
-    let Call { component, message, from_audit, answer, settings: given, place } = options;
+    let Call { component, message, from_audit, answer, settings: given, location } = options;
     let config = settings(given)?;
     let given = match (from_audit, message) {
-        (Some(decision), _) => from_log(*decision, *answer, place, ctx).await?,
+        (Some(decision), _) => from_log(*decision, *answer, location, ctx).await?,
         (None, Some(file)) => {
             let text = text(file)?;
             PluginCall::read(file, &text).map_err(|wrong| Reports(vec![wrong]))?
@@ -86,10 +86,10 @@ fn text(file: &Path) -> anyhow::Result<String> {
 async fn from_log(
     decision: DecisionId,
     answer: bool,
-    place: &LogLocation,
+    location: &LogLocation,
     ctx: &Context,
 ) -> anyhow::Result<PluginCall> {
-    let page = Source::find(place, ctx).await?.show(decision).await?;
+    let page = Source::find(location, ctx).await?.show(decision).await?;
     conclude(ctx, &page.unreadable);
     let entries = page.entries().map_err(anyhow::Error::msg)?;
     anyhow::ensure!(!entries.is_empty(), "there is no record of the decision {decision}");

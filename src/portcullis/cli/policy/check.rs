@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::ArgAction;
 use serde::{Deserialize, Serialize};
 
-use super::{count, known, load, source};
+use super::{count, inventory, load, source};
 use crate::cli::{Context, Exit};
 use portcullis_policy::{Finding, Inventory, KnownTool, Revision, Source, Stated};
 use portcullis_protocol::claims::Claims;
@@ -39,21 +39,21 @@ struct Checked<'a> {
 
 /// Runs the verb.
 pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Exit> {
-    let (engine, mut known, stated) = if paths.is_empty() {
+    let (engine, mut inventory, stated) = if paths.is_empty() {
         let loaded = ctx.load()?;
         let stated = Stated::of(loaded.config.tools());
-        (load(source(&loaded)), known(&loaded.config), Some(stated))
+        (load(source(&loaded)), inventory(&loaded.config), Some(stated))
     } else {
         (load(Source::Paths(paths.clone())), Inventory::default(), None)
     };
     for (server, file) in tools {
-        known.tools.push((server.clone(), read_tools(server, file, stated.as_ref())?));
+        inventory.tools.push((server.clone(), read_tools(server, file, stated.as_ref())?));
     }
     let (findings, status) = match &engine {
         Err(findings) => (findings.clone(), None),
         Ok(engine) => {
             let status = engine.status().borrow().clone();
-            let looks = engine.analyse(&known);
+            let looks = engine.analyse(&inventory);
             (status.warnings.iter().cloned().chain(looks).collect(), Some(status))
         }
     };

@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long)]
     recorded: bool,
     #[command(flatten)]
-    place: LogLocation,
+    location: LogLocation,
 }
 
 #[derive(Debug, Serialize)]
@@ -45,7 +45,7 @@ struct Report<'a> {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let Args { sets, tools, recorded, place } = args;
+    let Args { sets, tools, recorded, location } = args;
     let (before, after) = match sets.as_slice() {
         [after] => (engine(&[], ctx)?, engine(std::slice::from_ref(after), ctx)?),
         [before, after, ..] => {
@@ -72,7 +72,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     }
     let mut unreadable = Vec::new();
     if recorded {
-        let source = Source::find(&place, ctx).await?;
+        let source = Source::find(&location, ctx).await?;
         let take = |entry: &_| {
             if let Ok(recorded) = Recorded::read(entry) {
                 comparison.recorded(&recorded);

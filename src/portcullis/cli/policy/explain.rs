@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH", num_args = 1..)]
     policies: Vec<PathBuf>,
     #[command(flatten)]
-    place: LogLocation,
+    location: LogLocation,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,9 +58,9 @@ struct StartReport<'a> {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let Args { decision, policies, place } = args;
+    let Args { decision, policies, location } = args;
     let engine = engine(&policies, ctx)?;
-    let page = Source::find(&place, ctx).await?.show(decision).await?;
+    let page = Source::find(&location, ctx).await?.show(decision).await?;
     let exit = conclude(ctx, &page.unreadable);
     let entries = page.entries().map_err(anyhow::Error::msg)?;
     anyhow::ensure!(!entries.is_empty(), "there is no record of the decision {decision}");

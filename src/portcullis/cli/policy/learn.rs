@@ -28,18 +28,18 @@ pub struct Args {
     #[command(flatten)]
     which: FilterArgs,
     #[command(flatten)]
-    place: LogLocation,
+    location: LogLocation,
 }
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    let Args { output, which, place } = args;
+    let Args { output, which, location } = args;
     let filter = which.filter()?;
     let file = match &output {
         Some(path) => named(path)?,
         None => "learned.cedar".to_owned(),
     };
-    let source = Source::find(&place, ctx).await?;
+    let source = Source::find(&location, ctx).await?;
     let mut learner = Learner::default();
     let progress = ctx.progress("learning from the recorded calls");
     let unreadable = decisions(&source, filter, |entry| learner.take(entry)).await?;

@@ -25,7 +25,7 @@ pub struct Args {
     #[command(flatten)]
     which: FilterArgs,
     #[command(flatten)]
-    place: LogLocation,
+    location: LogLocation,
 }
 
 #[derive(Debug, Serialize)]
@@ -39,7 +39,7 @@ struct Report<'a> {
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let filter = args.which.filter()?;
     let engine = engine(&args.policies, ctx)?;
-    let source = Source::find(&args.place, ctx).await?;
+    let source = Source::find(&args.location, ctx).await?;
     let mut replay = Replay::new(engine.inspect());
     let progress = ctx.progress("deciding the recorded calls again");
     let unreadable = decisions(&source, filter, |entry| replay.take(entry)).await?;

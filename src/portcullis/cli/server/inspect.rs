@@ -48,7 +48,7 @@ struct PartDecision {
 
 /// Facts about a server before it is started.
 struct ServerFacts {
-    place: Placement,
+    placement: Placement,
     profile: Vec<(String, String)>,
     deviations: Vec<Deviation>,
     digest: Option<String>,
@@ -64,9 +64,9 @@ impl ServerFacts {
         name: &ServerName,
         settings: &Server,
     ) -> anyhow::Result<Self> {
-        let place = launcher.place(settings);
+        let placement = launcher.placement(settings);
         let (mut profile, mut deviations) = (Vec::new(), Vec::new());
-        if let Placement::Remote { url } = &place {
+        if let Placement::Remote { url } = &placement {
             profile.push(("url".to_owned(), url.clone()));
         } else {
             let mut spec = launcher.spec_without_secrets(name, settings);
@@ -77,7 +77,7 @@ impl ServerFacts {
             // Keys that loosen the profile are the same in every runtime.
             let container = container::Profile::of(&spec)?;
             deviations = container.deviations();
-            profile = match &place {
+            profile = match &placement {
                 Placement::Sandbox { .. } => {
                     sandbox::facts(&settings.resources, &settings.hardening)
                 }
@@ -99,8 +99,8 @@ impl ServerFacts {
             program.digest = Some(hashed.digest);
         }
         let digest = program.digest.clone();
-        let decisions = decide_launch(loaded, name, settings, &program.for_policies(&place));
-        Ok(Self { place, profile, deviations, digest, unsigned, decisions })
+        let decisions = decide_launch(loaded, name, settings, &program.for_policies(&placement));
+        Ok(Self { placement, profile, deviations, digest, unsigned, decisions })
     }
 
     /// Whether its signatures and policies permit its start.
@@ -154,7 +154,7 @@ pub(super) async fn run(
         None => None,
     };
     let may = describe::may(loaded, name, settings, &found);
-    let may_not = describe::may_not(settings, &found.place);
+    let may_not = describe::may_not(settings, &found.placement);
     if ctx.is_json() {
         ctx.json(&machine(loaded, name, settings, &found, running.as_ref(), (&may, &may_not)))?;
         return Ok(Exit::Ok);
@@ -194,8 +194,8 @@ fn machine(
     let profile: Map<String, Value> = fields.map(|(field, value)| (field, value.into())).collect();
     let mut description = json!({
         "name": name,
-        "place": found.place.kind(),
-        "why": found.place.why(),
+        "place": found.placement.kind(),
+        "why": found.placement.why(),
         "running": running,
         "image": settings.image,
         "digest": found.digest,
@@ -222,14 +222,14 @@ fn machine(
 }
 
 fn secrets(settings: &Server) -> Vec<Value> {
-    let all = settings.given().map(|given| {
-        let mut entry = json!({ "name": given.name, "as": "header" });
-        if let Some(delivery) = given.delivery {
+    let all = settings.secret_bindings().map(|binding| {
+        let mut entry = json!({ "name": binding.name, "as": "header" });
+        if let Some(delivery) = binding.delivery {
             entry["as"] = json!(delivery);
         }
-        if !given.by_client.is_empty() {
-            entry["clients"] = given.by_client.keys().cloned().collect();
-            entry["others"] = given.from.is_some().into();
+        if !binding.by_client.is_empty() {
+            entry["clients"] = binding.by_client.keys().cloned().collect();
+            entry["others"] = binding.from.is_some().into();
         }
         entry
     });
@@ -254,7 +254,11 @@ impl Page<'_> {
         (may, may_not): (&[Permission], &[String]),
     ) -> anyhow::Result<()> {
         let Self { ctx, .. } = self;
-        ctx.line(format_args!("server {name}: {} ({})", found.place.kind(), found.place.why()))?;
+        ctx.line(format_args!(
+            "server {name}: {} ({})",
+            found.placement.kind(),
+            found.placement.why()
+        ))?;
         if let Some(running) = running {
             let text = |key: &str| running[key].as_str().unwrap_or("").to_owned();
             ctx.line(format_args!("{} {} {}", text("state"), text("process"), text("revision")))?;
@@ -268,11 +272,11 @@ impl Page<'_> {
         self.head("it may:")?;
         for one in may {
             let key = &one.config_key;
-            let place = match one.line {
+            let placement = match one.line {
                 Some(line) => format!("  [{key}, {}:{line}]", self.file),
                 None => String::new(),
             };
-            ctx.line(format_args!("  - {}{place}", one.what))?;
+            ctx.line(format_args!("  - {}{placement}", one.what))?;
         }
         self.head("it may not:")?;
         for one in may_not {
@@ -281,7 +285,7 @@ impl Page<'_> {
         self.secrets(settings)?;
         self.head(&format!("its messages pass: {}", self.chain))?;
         self.decided(found)?;
-        if matches!(found.place, Placement::Remote { .. }) {
+        if matches!(found.placement, Placement::Remote { .. }) {
             return Ok(());
         }
         if found.deviations.is_empty() {
@@ -301,21 +305,21 @@ impl Page<'_> {
     }
 
     fn secrets(&self, settings: &Server) -> anyhow::Result<()> {
-        let one = |given: SecretBinding<'_>| {
-            let by = match given.delivery {
+        let one = |binding: SecretBinding<'_>| {
+            let by = match binding.delivery {
                 Some(SecretDeliveryMethod::Env) => "in its environment",
                 Some(SecretDeliveryMethod::File) => "as a file in memory",
                 None => "a header of ours",
             };
-            let own: Vec<_> = given.by_client.keys().map(String::as_str).collect();
-            let own = match (own.is_empty(), given.from.is_some()) {
+            let own: Vec<_> = binding.by_client.keys().map(String::as_str).collect();
+            let own = match (own.is_empty(), binding.from.is_some()) {
                 (true, _) => String::new(),
                 (false, true) => format!("; own ones for {}", own.join(", ")),
                 (false, false) => format!("; for {} alone", own.join(", ")),
             };
-            format!("{} ({by}{own})", given.name)
+            format!("{} ({by}{own})", binding.name)
         };
-        let all: Vec<String> = settings.given().map(one).collect();
+        let all: Vec<String> = settings.secret_bindings().map(one).collect();
         if !all.is_empty() {
             self.head(&format!("it is handed the secrets: {}", all.join(", ")))?;
         }

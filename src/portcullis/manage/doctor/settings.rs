@@ -164,12 +164,12 @@ fn listening(address: SocketAddr, more: &str) -> Check {
 fn secrets(loaded: &Loaded) -> Vec<Check> {
     let mut checks = Vec::new();
     for (server, settings) in &loaded.config.servers {
-        for given in settings.given() {
-            for (client, from) in given.references() {
+        for binding in settings.secret_bindings() {
+            for (client, from) in binding.references() {
                 let source = from.parse::<portcullis_vault::Source>();
                 let source = source.map(|source| source.relative_to(&loaded.base));
                 let Err(why) = source.and_then(|source| source.resolve()) else { continue };
-                let name = given.name;
+                let name = binding.name;
                 checks.push(match client {
                     None => Check::warn(
                         "secrets",

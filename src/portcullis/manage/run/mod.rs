@@ -13,7 +13,7 @@ use anyhow::Context as _;
 
 use super::{
     Reporter,
-    locked_images::{apply, held},
+    locked_images::{apply, check_pins},
     profile_overrides::narrow,
 };
 use portcullis_catalog::{lock, profile_file::Profile};
@@ -51,7 +51,7 @@ impl RunOptions {
             let findings = findings.map(|(at, text)| loaded.finding(&at, Code::Conflict, text));
             Diagnostics(findings.collect())
         };
-        held(&loaded).map_err(|wrong| conflict(&loaded, wrong))?;
+        check_pins(&loaded).map_err(|wrong| conflict(&loaded, wrong))?;
         if let Some(profile) = &self.profile
             && let Err(error) = narrow(&mut loaded, profile)
         {

@@ -117,18 +117,20 @@ async fn follow(
         }
     };
     // The first pass applies changes between the first read and the start of the watch.
-    let mut asked = false;
+    let mut requested = false;
     loop {
         let read = tokio::task::spawn_blocking({
             let (options, path) = (options.clone(), path.clone());
             move || options.read(&path)
         });
         match read.await {
-            Ok(Ok(loaded)) => proxy.servers.apply_config(&loaded, asked).await,
-            Ok(Err(wrong)) => proxy.servers.reject_config(&path, wrong.to_string(), asked).await,
-            Err(error) => proxy.servers.reject_config(&path, error.to_string(), asked).await,
+            Ok(Ok(loaded)) => proxy.servers.apply_config(&loaded, requested).await,
+            Ok(Err(wrong)) => {
+                proxy.servers.reject_config(&path, wrong.to_string(), requested).await
+            }
+            Err(error) => proxy.servers.reject_config(&path, error.to_string(), requested).await,
         }
-        if asked {
+        if requested {
             proxy.servers.reread_secrets();
         }
         let changed = async {
@@ -140,7 +142,7 @@ async fn follow(
                 std::future::pending::<()>().await;
             }
         };
-        asked = tokio::select! {
+        requested = tokio::select! {
             () = changed => false,
             Some(()) = hangups.recv() => true,
             () = proxy.closing().cancelled() => return,

@@ -283,10 +283,10 @@ fn find(program: &OsStr, path: &str) -> Result<PathBuf, Failure> {
 /// program that killed the process that started it.
 fn kill_orphans(running: &BTreeSet<Pid>) {
     loop {
-        let kept: BTreeSet<Pid> =
+        let preserved: BTreeSet<Pid> =
             running.iter().flat_map(|one| below(*one)).chain(running.iter().copied()).collect();
         let strays: Vec<Pid> =
-            below(getpid()).into_iter().filter(|pid| !kept.contains(pid)).collect();
+            below(getpid()).into_iter().filter(|pid| !preserved.contains(pid)).collect();
         if strays.is_empty() {
             return;
         }

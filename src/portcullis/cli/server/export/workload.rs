@@ -125,10 +125,11 @@ fn shape(errors: &mut ConfigErrors<'_>, at: &str, settings: &Server, args: &K8s)
         let what = "a pod gets no way to everywhere: list the hosts in `egress`";
         errors.add(&format!("{at}/hardening/network"), what);
     }
-    if let Some(given) = settings.given().find(|given| !given.by_client.is_empty()) {
+    if let Some(binding) = settings.secret_bindings().find(|binding| !binding.by_client.is_empty())
+    {
         let what = "all instances of a pod are in one container, so no client has a secret of its own: \
                     export a pod for each";
-        errors.add(&format!("{at}/{}/{}/by-client", given.table(), given.name), what);
+        errors.add(&format!("{at}/{}/{}/by-client", binding.table(), binding.name), what);
     } else if settings.sharing.keeps_apart() {
         let what = "all instances of a pod are in one container, so clients are not kept apart: \
                     write `sharing = \"shared\"`, or export a pod for each";
@@ -359,7 +360,7 @@ fn may_start(
     .map_err(|found| anyhow::anyhow!("{found}"))?;
     // The pod does not verify who signed the image: this happens here.
     let program = launcher.program_of(&args.server, in_pod, pinned)?;
-    let program = program.for_policies(&launcher.place(in_pod));
+    let program = program.for_policies(&launcher.placement(in_pod));
     let start = Start {
         server: &args.server,
         program: &program,

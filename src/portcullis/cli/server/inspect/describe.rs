@@ -23,7 +23,7 @@ pub(super) fn may(
     let mut add = |key: &str, what: String| {
         all.push(Permission { what, config_key: key.to_owned(), line: line(loaded, name, key) });
     };
-    if let Placement::Remote { url } = &found.place {
+    if let Placement::Remote { url } = &found.placement {
         add("url", format!("do what it likes: it runs elsewhere, and is asked at {url}"));
         return all;
     }
@@ -38,7 +38,7 @@ pub(super) fn may(
     for (index, mount) in settings.mounts.iter().enumerate() {
         let how = if mount.writable { "read and change" } else { "read" };
         // The sandbox mounts writable paths `noexec`; a container's engine cannot.
-        let sandboxed = matches!(found.place, Placement::Sandbox { .. });
+        let sandboxed = matches!(found.placement, Placement::Sandbox { .. });
         let exec = match mount.writable && (!sandboxed || settings.hardening.exec_tmp) {
             true => ", and execute programs there",
             false => "",
@@ -63,7 +63,7 @@ pub(super) fn may(
     }
     let hardening = &settings.hardening;
     if hardening.network {
-        let of = match found.place {
+        let of = match found.placement {
             Placement::Sandbox { .. } => "the machine's own network",
             _ => "the engine's network",
         };
@@ -73,7 +73,7 @@ pub(super) fn may(
     if hardening.writable_root {
         add("hardening.writable-root", "change its own root, until it ends".to_owned());
     }
-    let outside = match found.place {
+    let outside = match found.placement {
         Placement::Sandbox { .. } => sandbox::outside(hardening.user.as_deref()),
         _ => Outside::Same,
     };
@@ -95,13 +95,13 @@ pub(super) fn may(
 }
 
 /// Actions that the config does not permit.
-pub(super) fn may_not(settings: &Server, place: &Placement) -> Vec<String> {
-    if let Placement::Remote { .. } = place {
+pub(super) fn may_not(settings: &Server, placement: &Placement) -> Vec<String> {
+    if let Placement::Remote { .. } = placement {
         let what = "lead the proxy elsewhere: redirects to other hosts are not followed";
         return vec![what.to_owned()];
     }
     let hardening = &settings.hardening;
-    let sandbox = matches!(place, Placement::Sandbox { .. });
+    let sandbox = matches!(placement, Placement::Sandbox { .. });
     let mut all = Vec::new();
     let mut add = |what: &str| all.push(what.to_owned());
     add(match (hardening.network, settings.egress.is_empty()) {
