@@ -134,7 +134,7 @@ impl<'a> Draft<'a> {
         report: &mut Report,
     ) {
         if !is_variable(variable.text) {
-            let text = format!("`{}` is no name of a variable", brief(variable.text));
+            let text = format!("`{}` is not a name of a variable", brief(variable.text));
             report.problem(variable.place, text);
             return;
         }
@@ -156,7 +156,8 @@ impl<'a> Draft<'a> {
         report: &mut Report,
     ) {
         if !is_variable(name.text) {
-            report.problem(name.place, format!("`{}` is no name of a variable", brief(name.text)));
+            report
+                .problem(name.place, format!("`{}` is not a name of a variable", brief(name.text)));
         } else if loads_code(name.text) {
             report.left_out(
                 name.place,
@@ -241,7 +242,7 @@ impl<'a> Draft<'a> {
             return problem(report, "something is to be put into this URL: write it out");
         }
         let Ok(url) = Url::parse(located.text) else {
-            return problem(report, "this is no URL");
+            return problem(report, "this is not a URL");
         };
         let Some(Ok(host)) = url.host_str().map(str::parse::<Host>) else {
             return problem(report, "a server's URL has a host");
@@ -334,7 +335,7 @@ impl<'a> Draft<'a> {
     /// Adds a host that the server needs, as an entry of `egress`.
     pub fn host(&mut self, entry: &str, place: Location, report: &mut Report) {
         let Ok(to) = entry.parse::<Destination>() else {
-            report.problem(place, format!("`{}` is no host", brief(entry)));
+            report.problem(place, format!("`{}` is not a host", brief(entry)));
             return;
         };
         if is_near(&to.host) {
@@ -456,7 +457,7 @@ impl<'a> Draft<'a> {
         let names = self.secrets.keys().map(String::len);
         if env.chain(names).sum::<usize>() + runs > MOST_SHOWN {
             let text = format!(
-                "what it runs and is handed has more than {} KiB, too much to read before it is confirmed: if that is \
+                "its program, arguments and settings have more than {} KiB, too much to read before it is confirmed: if that is \
                  meant, write the server into the config yourself",
                 MOST_SHOWN >> 10
             );

@@ -7,9 +7,9 @@ use crate::{report::brief, server::Image};
 /// A text that is not the name of an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoImage {
-    #[error("`{}` is no name of an image", brief(.0))]
+    #[error("`{}` is not a name of an image", brief(.0))]
     Name(String),
-    #[error("the digest of `{}` is no SHA-256", brief(.0))]
+    #[error("the digest of `{}` is not a SHA-256", brief(.0))]
     Digest(String),
 }
 

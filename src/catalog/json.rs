@@ -30,7 +30,7 @@ pub(crate) fn read(text: &str) -> Result<Node, Problem> {
     };
     let parsed = parse_to_ast(text, &CollectOptions::default(), &options).map_err(|error| {
         let place = lines.place(error.range().start);
-        Problem::at(place, format!("this is no JSON: {}", error.kind()))
+        Problem::at(place, format!("this is not JSON: {}", error.kind()))
     })?;
     match parsed.value {
         Some(value) => node(&value, &lines, &mut Budget::default(), 0),

@@ -57,7 +57,7 @@ pub struct Settings {
 /// Why a profile cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum NoProfile {
-    #[error("`{0}` is no name of a profile: use 1 to 64 of a-z, 0-9, `-` and `_`")]
+    #[error("`{0}` is not a name of a profile: use 1 to 64 of a-z, 0-9, `-` and `_`")]
     Name(String),
     #[error("there is no profile `{name}`: {} is not there; `portcullis profile ls` lists those that are", path.display())]
     Absent { name: String, path: PathBuf },
@@ -163,7 +163,7 @@ impl Profile {
         }
         // The names are written into policies.
         if let Some(server) = profile.servers.iter().find(|name| !is_legal(name)) {
-            return Err(broken(format!("`{}` is no name of a server", brief(server))));
+            return Err(broken(format!("`{}` is not a name of a server", brief(server))));
         }
         Ok((profile, text))
     }

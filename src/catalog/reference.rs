@@ -26,13 +26,13 @@ pub enum NoReference {
     Catalog,
     #[error("{0}")]
     Image(String),
-    #[error("`{}` is no URL: {why}", brief(.url))]
+    #[error("`{}` is not a URL: {why}", brief(.url))]
     Url { url: String, why: String },
     #[error("this URL has a login in it, which would stand in the lock file: remove it")]
     Login,
     #[error("a file of another machine cannot be read: write `file:///PATH`")]
     Host,
-    #[error("`{}` is no reference: `catalog://`, `docker://`, `https://`, `file://` or a path", brief(.0))]
+    #[error("`{}` is not a reference: `catalog://`, `docker://`, `https://`, `file://` or a path", brief(.0))]
     Scheme(String),
     #[error(
         "say which servers: `catalog://CATALOG/SERVER`, `docker://IMAGE`, `https://…`, `file://…` or a path"

@@ -37,9 +37,9 @@ pub enum TemplateError {
     Path(String),
     #[error("the value of `{}` is neither a text, a number, a flag nor a list of those", brief(.0))]
     Kind(String),
-    #[error("`{}` is no filter of a template", brief(.0))]
+    #[error("`{}` is not a filter of a template", brief(.0))]
     Filter(String),
-    #[error("`{}` is no template", brief(.0))]
+    #[error("`{}` is not a template", brief(.0))]
     Form(String),
     #[error("what the template becomes is too long")]
     Long,

@@ -13,7 +13,7 @@ pub(crate) fn read(text: &str) -> Result<Node, Problem> {
     let lines = Lines::of(text);
     let document = Document::parse(text).map_err(|error| {
         let place = lines.place(error.span().map_or(0, |span| span.start));
-        Problem::at(place, format!("this is no TOML: {}", error.message()))
+        Problem::at(place, format!("this is not TOML: {}", error.message()))
     })?;
     let place = Location { line: 1, column: 1 };
     let mut budget = Budget::default();

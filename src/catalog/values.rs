@@ -77,7 +77,7 @@ pub(crate) fn server_settings(
             Err(_) => report.left_out(
                 node.place,
                 format!(
-                    "what `{}` may be set to is no schema: its values are not checked",
+                    "the schema for the settings of `{}` is invalid: its values are not checked",
                     brief(name)
                 ),
             ),

@@ -104,7 +104,7 @@ fn broken(error: &ScanError) -> Problem {
     let place = place(&Span::empty(*at));
     // The position is reported separately.
     let text = error.kind().to_string();
-    Problem::at(place, format!("this is no YAML: {text}"))
+    Problem::at(place, format!("this is not YAML: {text}"))
 }
 
 fn untagged(tag: Option<&Tag>, own: &str, place: Location) -> Result<(), Problem> {

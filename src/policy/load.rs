@@ -406,9 +406,7 @@ fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) 
                 None => {
                     let known: Vec<_> = annotations().map(|name| format!("`@{name}`")).collect();
                     let known = known.join(", ");
-                    format!(
-                        "known are {known}; take it out, since what it asks for would not be done"
-                    )
+                    format!("known are {known}; remove it: it has no effect")
                 }
             };
             let problem = format!("unknown annotation `@{key}`");

@@ -281,7 +281,7 @@ impl Images {
         let interrupted = |_| failed("the lock file was not written", "try again");
         let lock = written.await.map_err(interrupted)?.map_err(|error| {
             failed(
-                format!("what its image means can't be locked: {error}"),
+                format!("the digest of its image can't be locked: {error}"),
                 format!(
                     "lock it where the config's folder can be written (`portcullis server lock {server}`), or \
                      write `image = \"{}\"`",

@@ -435,7 +435,7 @@ impl Instance {
             state.withdraw(None);
             running.stop(GRACE).await;
             state.stopped();
-            format!("nobody used it for {} s", self.idle_stop().as_secs())
+            format!("idle for {} s", self.idle_stop().as_secs())
         } else {
             return;
         };

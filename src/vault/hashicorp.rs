@@ -68,7 +68,7 @@ impl Vault {
         let address = Url::parse(&address)
             .ok()
             .filter(|url| url.has_host() && !url.cannot_be_a_base())
-            .ok_or_else(|| BackendError::new("`VAULT_ADDR` is no URL"))?;
+            .ok_or_else(|| BackendError::new("`VAULT_ADDR` is not a URL"))?;
         let loopback = address.host_str().is_some_and(|host| {
             let host = host.trim_matches(['[', ']']);
             host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
@@ -199,7 +199,7 @@ impl Vault {
         url.set_query(None);
         url.set_fragment(None);
         url.path_segments_mut()
-            .map_err(|()| BackendError::new("`VAULT_ADDR` is no URL"))?
+            .map_err(|()| BackendError::new("`VAULT_ADDR` is not a URL"))?
             .pop_if_empty()
             .push("v1")
             .extend(steps);

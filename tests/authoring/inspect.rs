@@ -66,7 +66,7 @@ fn invalid_plugin_calls_are_explained() {
         (&["--message", "small.json"][..], "plugin-config"),
         (&["--message", "wrong.yaml", "--settings", LIMITS], "did you mean `call`?"),
         (&["--message", "none.json"], "cannot read the message none.json"),
-        (&["--message", "small.json", "--settings", "[]"], "`--settings` is no JSON object"),
+        (&["--message", "small.json", "--settings", "[]"], "`--settings` is not a JSON object"),
         (&[], "--message"),
     ] {
         let (code, out, err) = run(dir.path(), &[&["plugin", "call", plugin], args].concat());

@@ -76,7 +76,7 @@ fn existing_folder_is_not_overwritten() {
     for name in ["Mine", "my_plugin", "1st", "../mine", ""] {
         let (code, _, err) = run(dir.path(), &["plugin", "new", "--lang", "c", name]);
         assert_eq!(code, 1, "{name}");
-        assert!(err.contains("is no name of a plugin"), "{err}");
+        assert!(err.contains("is not a name of a plugin"), "{err}");
     }
 }
 
@@ -122,5 +122,5 @@ fn build_refuses_other_folders() {
     let dir = tempfile::tempdir().unwrap();
     let (code, _, err) = run(dir.path(), &["plugin", "build"]);
     assert_eq!(code, 1);
-    assert!(err.contains("is no project of a plugin"), "{err}");
+    assert!(err.contains("is not a plugin project"), "{err}");
 }

@@ -105,10 +105,10 @@ fn errors_in_a_case_file_have_positions() {
         ("{ name: a, call: shop/refund, expects: pass }", "did you mean `expect`?"),
         ("{ name: a, call: shop/refund }", "the case expects nothing"),
         ("{ call: shop/refund, expect: pass }", "the case has no name"),
-        ("{ name: a, call: refund, expect: pass }", "is no SERVER/NAME"),
+        ("{ name: a, call: refund, expect: pass }", "is not SERVER/NAME"),
         ("{ name: a, expect: pass }", "the case has no message"),
         ("{ name: a, call: s/t, expect: pass, code: x }", "`code` goes with `expect: refuse`"),
-        ("{ name: a, call: s/t, as: nobody, expect: pass }", "nobody is called `nobody`"),
+        ("{ name: a, call: s/t, as: nobody, expect: pass }", "there is no principal `nobody`"),
         ("{ name: a, call: s/t, args: {}, text: x, expect: pass }", "give one of `args`"),
         (
             "{ name: a, call: s/t, phase: request, payload: '[]', expect: pass }",

@@ -989,7 +989,7 @@ fn possible_secrets_are_not_published() {
         assert!(code == 1 && err.contains("cannot find"), "the registry has it: {err}");
     }
 
-    // What only sounds like one, and references, are no secrets.
+    // What only sounds like one, and references, are not secrets.
     let plain = format!(
         "{image}command = [\"--token-limit=100\", \"--dir\", \"/data\"]\nenv = {{ TOKEN_FILE = \"/run/token\" }}\n\
          secrets = {{ KEY = {{ from = \"env:MINE\" }} }}\n"

@@ -62,7 +62,7 @@ fn unedited_entry_is_replaced_and_the_difference_shown() {
     let before = config(dir);
     let dry = ok(dir, &["server", "add", "x.yaml", "--replace", "--dry-run"]);
     let (code, unconfirmed, err) = bare(dir, &["server", "add", "x.yaml", "--replace"]);
-    assert!(code == 1 && err.contains("nobody confirmed it"), "{err}");
+    assert!(code == 1 && err.contains("was not confirmed"), "{err}");
     assert_eq!(config(dir), before);
     let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
     for line in [
@@ -123,7 +123,7 @@ fn edited_entry_is_replaced_only_if_named() {
     assert_ne!(run(dir, &again).0, 0);
     let dry = ok(dir, &[&named[..], &["--dry-run"]].concat());
     let (code, unconfirmed, err) = bare(dir, &named);
-    assert!(code == 1 && err.contains("nobody confirmed it"), "{err}");
+    assert!(code == 1 && err.contains("was not confirmed"), "{err}");
     let (code, json, _) = bare(dir, &[&named[..], &["--format", "json"]].concat());
     assert_eq!((code, config(dir)), (1, before));
     let out = ok(dir, &named);
@@ -183,7 +183,7 @@ fn edited_entry_is_replaced_by_an_image_only_after_confirmation() {
     write(dir, "portcullis.toml", &text);
     let named = [&add[..], &["--replace=x"]].concat();
     let (code, out, err) = bare(dir, &named);
-    assert!(code == 1 && err.contains("nobody confirmed it"), "{out}{err}");
+    assert!(code == 1 && err.contains("was not confirmed"), "{out}{err}");
     assert!(out.contains("-sharing = \"per-client\""), "{out}");
     assert_eq!(config(dir), text);
     ok(dir, &named);

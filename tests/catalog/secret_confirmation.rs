@@ -401,7 +401,7 @@ fn update_of_a_handwritten_entry_needs_confirmation() {
         "headers": { "X-Telemetry": format!("${{{THEIRS}}}"), "X-More": "${MORE}" } });
     write(dir, "c.json", &json!({ "mcpServers": { "helper": far } }).to_string());
     let import = ["server", "import", "c.json", "--replace=helper"];
-    let told = "policies/mine.cedar may permit `X-Telemetry`, which nobody confirmed";
+    let told = "policies/mine.cedar may permit `X-Telemetry`, which is unconfirmed";
     let (code, out, err) = run(dir, &import);
     assert!(code == 1 && err.contains(told) && config(dir) == mine, "{out}{err}");
     let (code, out, asked) = at_a_terminal(dir, &import, "n\ny\n");
@@ -730,7 +730,7 @@ fn edited_policy_file_does_not_override_a_denial() {
             assert!(out.contains("(not permitted)"), "{out}");
             continue;
         }
-        assert!(err.contains("may permit `KEY`, which nobody confirmed"), "{err}");
+        assert!(err.contains("may permit `KEY`, which is unconfirmed"), "{err}");
         let (code, out, asked) = at_a_terminal(dir, &again, "n\ny\n");
         assert_eq!((code, config(dir)), (1, before), "{out}{asked}");
         assert!(out.contains("(not confirmed; the policy that is there may permit it)"), "{out}");

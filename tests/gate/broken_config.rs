@@ -11,7 +11,7 @@ use crate::support::{
     in_time, portcullis,
 };
 
-/// What follows is no TOML, or means nothing.
+/// What follows is not TOML, or means nothing.
 const BROKEN: &[&str] = &["\n[servers.half\n", "\n[servers.other]\nimgae = \"x\"\n", "\nx = \"\n"];
 
 async fn running() -> Gate {

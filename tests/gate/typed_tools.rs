@@ -68,7 +68,7 @@ async fn saved_tool_list_types_arguments_in_policies() {
     let records = gate.records(&["--decision", "refused"]).await;
     let told = |text: &str| records.iter().any(|record| record.to_string().contains(text));
     assert!(
-        told("the arguments do not fit the tool's typed action: `/name` is no text"),
+        told("the arguments do not fit the tool's typed action: `/name` is not a text"),
         "{records:#?}"
     );
     assert!(told("no-replacing"), "{records:#?}");
@@ -76,7 +76,7 @@ async fn saved_tool_list_types_arguments_in_policies() {
 
     // A list that is none is not used, nor is the policy that came with it.
     std::fs::write(&saved, "{\"tools\": [{\"name\": 1}]}").unwrap();
-    gate.logged("the broken list", |line| line.contains("this is no tool")).await;
+    gate.logged("the broken list", |line| line.contains("this is not a tool")).await;
     let agent = gate.modern();
     assert!(agent.call("notes__add_note", json!({ "name": "draft-c", "text": "x" })).await.is_ok());
     denied(&agent, json!({ "name": 1, "text": "x" })).await;

@@ -563,7 +563,7 @@ cases:
       help: give one of `call: SERVER/TOOL`, `read: SERVER/URI`, `get: SERVER/PROMPT` and `do: ACTION` with `on: TARGET`
     policy-cases
 
-      × nobody is called `raeder`
+      × there is no principal `raeder`
         ╭─[policies/p.test.yaml:9:20]
       8 │   - { name: d, as: reader, call: notes/x, read: notes/y, expect: deny }
       9 │   - { name: e, as: raeder, call: notes/x, expect: deny }
@@ -574,7 +574,7 @@ cases:
       help: did you mean `reader`?
     policy-cases
 
-      × nobody is called `somebody`
+      × there is no principal `somebody`
         ╭─[policies/p.test.yaml:10:20]
       9 │   - { name: e, as: raeder, call: notes/x, expect: deny }
      10 │   - { name: f, as: somebody, call: notes/x, expect: deny }

@@ -497,7 +497,7 @@ fn invalid_can_i_requests_are_usage_errors() {
         (&["--as", "ci-bot", "call_tool", "No/x"], "the server's name: `No` is not a legal name"),
         (
             &["--as", "ci-bot", "call_tool", "notes/x", "--args", "[1]"],
-            "`--args` is no JSON object",
+            "`--args` is not a JSON object",
         ),
         (&["--as", "ci-bot", "call_tool", "notes/x", "--hint", "destructive=1"], "the hints are "),
         (&["--as", "ci-bot", "sample"], "`sample` needs a target of the form SERVER"),

@@ -181,10 +181,10 @@ cases:
     "#);
     assert_snapshot!(ask(r#"{"name": 5}"#), @r#"
     exit 10
-    denied: the arguments do not fit the tool's typed action: `/name` is no text
+    denied: the arguments do not fit the tool's typed action: `/name` is not a text
       who       Portcullis::Client::"ci-bot"
       what      call_tool and notes/add-note Portcullis::Tool::"notes/add-note"
-      refused   the arguments do not fit the tool's typed action: `/name` is no text
+      refused   the arguments do not fit the tool's typed action: `/name` is not a text
     --- stderr
     the tool's annotations are not known, since its server has listed no tools to this proxy yet; whatever they are, the answer is the same
     "#);

@@ -25,7 +25,7 @@ fn main() {
     match way.as_deref() {
         None | Some("mute") => {}
         Some("dead") => std::process::exit(3),
-        Some("babble") => say("this is no JSON"),
+        Some("babble") => say("this is not JSON"),
         Some("silent") => {
             // Until the end of input, and no longer: an orphan would be the test's own fault.
             for _ in stdin().lock().lines() {}
@@ -195,7 +195,7 @@ fn call(id: &Value, line: &str, params: &Value) {
             answer(id, text("complained"));
         }
         "babble" => {
-            say("this is no JSON");
+            say("this is not JSON");
             answer(id, text("babbled"));
         }
         "huge" => answer(id, text(&"x".repeat(mib << 20))),

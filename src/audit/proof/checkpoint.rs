@@ -76,7 +76,7 @@ pub(crate) struct Signed {
 /// Reasons why a note is not a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoCheckpoint {
-    #[error("it is no checkpoint of an audit log")]
+    #[error("it is not a checkpoint of an audit log")]
     Malformed,
     #[error("another key has signed it")]
     OtherKey,

@@ -69,7 +69,7 @@ pub enum Proven {
 /// Reasons why a proof is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProofFault {
-    #[error("it is no proof: {0}")]
+    #[error("it is not a proof: {0}")]
     Malformed(String),
     #[error(
         "it is a proof of version {0}, and this version of portcullis checks version {VERSION}"
@@ -199,7 +199,7 @@ pub(crate) fn include(
         let seq = line.seq().0;
         let path = ours(prove_record(size, seq, &hashes).map_err(damaged)?);
         let text = String::from_utf8(line.text().to_vec());
-        let line = text.map_err(|_| Fault::Damaged(format!("record {seq} is no UTF-8")))?;
+        let line = text.map_err(|_| Fault::Damaged(format!("record {seq} is not UTF-8")))?;
         records.push(Included { seq, line, path });
     }
     Ok(Some(Proof::Inclusion { v: VERSION, checkpoint: note, records }))

@@ -121,7 +121,7 @@ pub(super) fn read(
     }
     for (name, variable) in entry.pairs("env_http_headers", report) {
         if !is_variable(variable.text) {
-            let text = format!("`{}` is no name of a variable", brief(variable.text));
+            let text = format!("`{}` is not a name of a variable", brief(variable.text));
             report.problem(variable.place, text);
         }
         let from = draft.source(&[&name.text, variable.text]);
@@ -226,7 +226,7 @@ fn transport(key: &str, kind: Option<LocatedText<'_>>, report: &mut Report) -> O
         "streamable-http" | "streamableHttp" | "streamable_http" => Some(Transport::StreamableHttp),
         "sse" => Some(Transport::Sse),
         other => {
-            report.problem(kind.place, format!("`{}` is no transport to a URL", brief(other)));
+            report.problem(kind.place, format!("`{}` is not a transport to a URL", brief(other)));
             None
         }
     }

@@ -112,13 +112,14 @@ pub(super) fn read(
         Some("poci") => {
             report.problem(
                 place,
-                "it is no server but a set of images, one for each call of a tool (`poci`), which \
+                "it is not a server but a set of images, one for each call of a tool (`poci`), which \
                  cannot be run here",
             );
             None
         }
         Some(other) => {
-            let text = format!("`{}` is no type of a server: server, remote or poci", brief(other));
+            let text =
+                format!("`{}` is not a type of server: server, remote or poci", brief(other));
             report.problem(kind.map_or(place, |kind| kind.place), text);
             None
         }
@@ -335,7 +336,7 @@ fn egress(draft: &mut Draft<'_>, entry: &mut Object<'_>, place: Location, report
             None => report.left_out(
                 located.place,
                 format!(
-                    "`{}` is no host with a port: name what it needs in `egress`",
+                    "`{}` is not a host with a port: name what it needs in `egress`",
                     brief(located.text)
                 ),
             ),
@@ -403,7 +404,7 @@ fn elsewhere(
                 Some(other) => {
                     report.problem(
                         remote_place(kind, place),
-                        format!("`{}` is no transport", brief(other)),
+                        format!("`{}` is not a transport", brief(other)),
                     );
                     return None;
                 }

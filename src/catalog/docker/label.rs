@@ -38,7 +38,7 @@ pub fn describe(label: &str) -> Result<Described, Problem> {
     }
     let node = crate::yaml::read(label)?;
     if node.entries().is_none() {
-        return Err(Problem::at(node.place, format!("the label `{LABEL}` is no map")));
+        return Err(Problem::at(node.place, format!("the label `{LABEL}` is not a map")));
     }
     let text = |node: &Node, key: &str| node.get(key).and_then(Node::scalar).map(str::to_owned);
     let items = |key: &str| node.get(key).and_then(Node::items).unwrap_or_default();

@@ -214,7 +214,7 @@ fn listed(
         }
         (Some("registry" | "image" | "remote"), ..) => {}
         (kind, ..) => {
-            let text = format!("`{}` is no type of a server here", brief(kind.unwrap_or("")));
+            let text = format!("`{}` is not a type of server here", brief(kind.unwrap_or("")));
             report.problem(place, text);
             return None;
         }

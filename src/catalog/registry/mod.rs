@@ -308,7 +308,7 @@ impl Reader {
         if !legal(identifier.text) || identifier.text.is_empty() || !version_is_legal {
             report.problem(
                 identifier.place,
-                format!("`{}` is no name of a package", brief(identifier.text)),
+                format!("`{}` is not a name of a package", brief(identifier.text)),
             );
             return None;
         }
@@ -351,7 +351,7 @@ impl Reader {
             Some("sse") => Transport::Sse,
             None => Transport::Auto,
             Some(other) => {
-                report.problem(place, format!("`{}` is no transport", brief(other)));
+                report.problem(place, format!("`{}` is not a transport", brief(other)));
                 return None;
             }
         };

@@ -16,9 +16,9 @@ const FETCHED_MIB: i64 = 256;
 /// Why an entry was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryError {
-    #[error("the config is no TOML: {0}")]
+    #[error("the config is not TOML: {0}")]
     Syntax(String),
-    #[error("`servers` in the config is no table")]
+    #[error("`servers` in the config is not a table")]
     Shape,
     #[error(
         "the config has a server `{0}` already: name this one with `--name`, or replace it with `--replace`"

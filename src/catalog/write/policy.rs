@@ -66,7 +66,7 @@ fn deliver_secret(text: &mut String, server: &str, secret: &str, reference: &Sec
         text.push_str(&permit);
         return;
     }
-    text.push_str("// Nobody named or confirmed this secret. To permit it, remove the slashes:\n");
+    text.push_str("// This secret was not named or confirmed. To permit it, remove the slashes:\n");
     for line in permit.lines() {
         let _ = writeln!(text, "// {line}");
     }

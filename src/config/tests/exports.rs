@@ -46,11 +46,11 @@ headers = { "a b" = { from = "HIDDEN" } }
         = remove it
     10:1 [config-conflict] `ca-file` has no meaning for syslog
         = remove it: the connection does not use TLS
-    13:6 [config-bad-value] this is no target: write `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`, `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`
+    13:6 [config-bad-value] this is not a target: write `file:PATH`, `stdout`, `https://…`, `otlp+https://…`, `syslog+tls://HOST:PORT`, `syslog+tcp://HOST:PORT`, `syslog+udp://HOST:PORT`, `unix:PATH` or `postgres://…`
     16:15 [config-bad-value] a secret comes `from` a reference: write `env:NAME`, `file:PATH` or another kind that docs/concepts/secrets.md lists, never the value
     22:1 [config-conflict] two exports write to standard output (line 17)
         = keep one, or send the other to a file
-    25:10 [config-bad-value] this is not a filter: `maybe` is no value of `decision`
+    25:10 [config-bad-value] this is not a filter: `maybe` is not a value of `decision`
         = docs/reference/audit-queries.md describes filters; `portcullis audit query` accepts the same
     27:1 [config-conflict] `jsonl` cannot be streamed to PostgreSQL
         = remove it: PostgreSQL has columns

@@ -478,7 +478,7 @@ fn approvals(loaded: &Loaded, found: &mut Vec<BoxedDiagnostic>) -> Approvals {
                     _ => false,
                 };
                 let help = || Some("such as `https://chat.example.com/hooks/approvals`".to_owned());
-                let what = "this is no URL of HTTPS, nor of HTTP on this machine";
+                let what = "this is not a URL of HTTPS, nor of HTTP on this machine";
                 let url = url.filter(safe).ok_or_else(|| (what.to_owned(), help()))?;
                 Webhook::new(url, &headers, patience).map_err(|illegal| (illegal.to_string(), None))
             });

@@ -117,7 +117,7 @@ impl Obligations {
         };
         let Some(Resolution { allowed, by, reason }) = word else {
             let words = "the call was not approved in time";
-            return refuse(Code::ApprovalTimeout, words, "nobody decided in time".into());
+            return refuse(Code::ApprovalTimeout, words, "no decision in time".into());
         };
         let (by, reason) =
             (self.recorder.shown(&by), reason.map(|reason| self.recorder.shown(&reason)));

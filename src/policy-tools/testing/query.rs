@@ -147,7 +147,7 @@ impl Reader<'_> {
                 Ok(party) => party,
                 Err(help) => {
                     let at_span = self.at_span(who);
-                    let message = format!("nobody is called `{}`", word.escape_debug());
+                    let message = format!("there is no principal `{}`", word.escape_debug());
                     self.wrong(at_span, message, "is not a principal", &help);
                     continue;
                 }
@@ -328,7 +328,7 @@ impl Reader<'_> {
             };
             let principal = party(client, self.document).ok().and_then(|who| who.principal());
             let Some(principal) = principal else {
-                let message = format!("`{}` is no client", client.escape_debug());
+                let message = format!("`{}` is not a client", client.escape_debug());
                 self.wrong(target_span, message, "is asked", super::file::FORMS);
                 return Err(());
             };

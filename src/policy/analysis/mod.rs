@@ -125,7 +125,11 @@ fn over_broad(entry: &Entry<'_>, shape: &Shape) -> Option<Finding> {
     }
     let (_, what, help) = OVER_BROAD.iter().find(|(act, ..)| shape.actions.contains(*act))?;
     let message = format!("`{}` permits {what}", entry.rule.id);
-    Some(entry.warning("policy-over-broad", message, "names nobody and nothing").help(*help))
+    Some(
+        entry
+            .warning("policy-over-broad", message, "names no principal and no resource")
+            .help(*help),
+    )
 }
 
 /// A permit that a forbid always overrides.
@@ -223,7 +227,7 @@ fn unknown_names(entry: &Entry<'_>, inventory: &Inventory) -> Vec<Finding> {
             ("Group", Some(groups), _) => Some((
                 groups.iter().map(Group::as_str).collect::<Vec<_>>(),
                 "policy-empty-group",
-                format!("nobody is in the group `{}`", id.escape_debug()),
+                format!("no client is in the group `{}`", id.escape_debug()),
                 "has no member",
                 "put a client in it (`groups` under `[clients.NAME]`, or `portcullis client add \
                  --group`), or take this out",

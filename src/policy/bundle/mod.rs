@@ -150,7 +150,7 @@ impl Bundle {
             )
         })?;
         let note = String::from_utf8(note).map_err(|_| {
-            let message = "the manifest is no signed note".to_owned();
+            let message = "the manifest is not a signed note".to_owned();
             wrong("policy-bundle-unsigned", message, "sign the bundle again")
         })?;
         let (text, keys) = self
@@ -197,7 +197,7 @@ impl Bundle {
                 "restore the complete, unchanged bundle; find out who changed it",
             ),
             NotSigned::Malformed => {
-                ("the manifest is no signed note".to_owned(), "sign the bundle again")
+                ("the manifest is not a signed note".to_owned(), "sign the bundle again")
             }
         })
     }
@@ -249,7 +249,7 @@ impl Bundle {
             match String::from_utf8(bytes) {
                 Ok(text) => files.push(File { name: self.shown(base, name), text: text.into() }),
                 Err(_) if super::files::belongs(Path::new(name)) => {
-                    add(name, format!("`{name}` is no UTF-8 text"), "policies are UTF-8 text");
+                    add(name, format!("`{name}` is not UTF-8 text"), "policies are UTF-8 text");
                 }
                 // Not a file that is loaded.
                 Err(_) => {}
@@ -281,7 +281,7 @@ impl BundleFault {
 impl Manifest {
     fn parse(text: &str) -> Result<Self, String> {
         let manifest: Self =
-            serde_json::from_str(text).map_err(|error| format!("is no manifest: {error}"))?;
+            serde_json::from_str(text).map_err(|error| format!("is not a manifest: {error}"))?;
         if manifest.format != FORMAT {
             return Err(format!("is of the format `{}`, not `{FORMAT}`", manifest.format));
         }
@@ -291,7 +291,7 @@ impl Manifest {
         let mut seen = HashSet::new();
         for Listed { name, .. } in &manifest.files {
             if !is_plain(name) {
-                return Err(format!("lists `{name}`, which is no name of a file in the bundle"));
+                return Err(format!("lists `{name}`, which is not a name of a file in the bundle"));
             }
             if !seen.insert(name) {
                 return Err(format!("lists `{name}` twice"));

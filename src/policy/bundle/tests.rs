@@ -89,7 +89,7 @@ fn changed_bundle_is_refused() {
             &["policy-bundle-file b/a.cedar: `a.cedar` is not what was signed"],
         ),
         (
-            "one that is no policy, too",
+            "one that is not a policy, too",
             |store| store.write("a.test.yaml", "cases: [] "),
             &["policy-bundle-file b/a.test.yaml: `a.test.yaml` is not what was signed"],
         ),
@@ -170,7 +170,7 @@ fn changed_bundle_is_refused() {
         (
             "the manifest is none",
             |store| store.write(MANIFEST, [0xff]),
-            &["policy-bundle-unsigned b/bundle.note: the manifest is no signed note"],
+            &["policy-bundle-unsigned b/bundle.note: the manifest is not a signed note"],
         ),
         (
             "the signature is cut off",
@@ -178,7 +178,7 @@ fn changed_bundle_is_refused() {
                 let note = fs::read_to_string(store.dir().join(MANIFEST)).unwrap();
                 store.write(MANIFEST, note.split("\n\n").next().unwrap());
             },
-            &["policy-bundle-unsigned b/bundle.note: the manifest is no signed note"],
+            &["policy-bundle-unsigned b/bundle.note: the manifest is not a signed note"],
         ),
         (
             "another signed it",
@@ -215,15 +215,15 @@ fn malformed_signed_manifest_is_refused() {
         )
     };
     for (text, problem) in [
-        ("{}".to_owned(), "is signed, and is no manifest: missing field"),
+        ("{}".to_owned(), "is signed, and is not a manifest: missing field"),
         (manifest("acme", "1", "x/1", ""), "is of the format `x/1`"),
         (manifest("acme", "0", FORMAT, ""), "has the version 0"),
-        (manifest("acme", "-1", FORMAT, ""), "is no manifest: invalid value"),
-        (manifest("acme", "1", FORMAT, &listed("../a")), "which is no name of a file"),
-        (manifest("acme", "1", FORMAT, &listed("c/a")), "which is no name of a file"),
-        (manifest("acme", "1", FORMAT, &listed(".a")), "which is no name of a file"),
-        (manifest("acme", "1", FORMAT, &listed("")), "which is no name of a file"),
-        (manifest("acme", "1", FORMAT, &listed(MANIFEST)), "which is no name of a file"),
+        (manifest("acme", "-1", FORMAT, ""), "is not a manifest: invalid value"),
+        (manifest("acme", "1", FORMAT, &listed("../a")), "which is not a name of a file"),
+        (manifest("acme", "1", FORMAT, &listed("c/a")), "which is not a name of a file"),
+        (manifest("acme", "1", FORMAT, &listed(".a")), "which is not a name of a file"),
+        (manifest("acme", "1", FORMAT, &listed("")), "which is not a name of a file"),
+        (manifest("acme", "1", FORMAT, &listed(MANIFEST)), "which is not a name of a file"),
         (manifest("acme", "1", FORMAT, &[listed("a"), listed("a")].join(",")), "lists `a` twice"),
         (
             manifest("acme", "1", FORMAT, "").replace("\"files\"", "\"more\":1,\"files\""),

@@ -134,9 +134,9 @@ fn mistyped_arguments_are_refused_if_a_policy_uses_the_type() {
     let guarded = r#"forbid (principal, action, resource)
         when { context has input && context.input has pages && context.input.pages > 2 };"#;
     for (json, problem) in [
-        (r#"{"text": 5}"#, "`/text` is no text"),
+        (r#"{"text": 5}"#, "`/text` is not a text"),
         ("{}", "`/text` is missing"),
-        (r#"{"text": "ok", "pages": 1.5}"#, "`/pages` is no integer of 64 bits"),
+        (r#"{"text": "ok", "pages": 1.5}"#, "`/pages` is not an integer of 64 bits"),
         (
             r#"{"text": "ok", "more": 1}"#,
             "they may have no members but those of its type, and has others",
@@ -267,7 +267,7 @@ fn invalid_tool_lists_are_reported_with_position() {
     };
     for (name, text, message, line) in [
         ("notes.tools.json", "{".to_owned(), "policies/notes.tools.json holds no result of `tools/list`", Some(1)),
-        ("notes.tools.json", "[1]".to_owned(), "this is no tool", Some(1)),
+        ("notes.tools.json", "[1]".to_owned(), "this is not a tool", Some(1)),
         ("notes.tools.json", r#"{"result": {}}"#.to_owned(), "policies/notes.tools.json holds no result of `tools/list`", Some(1)),
         (
             "notes.tools.json",

@@ -78,7 +78,7 @@ pub(super) fn tools(file: &File, findings: &mut Vec<Finding>) -> Vec<Tool> {
             Ok(tool) => tool,
             Err(error) => {
                 let label = error.to_string();
-                wrong(raw.get(), 1, "this is no tool".to_owned(), &label, SAVE);
+                wrong(raw.get(), 1, "this is not a tool".to_owned(), &label, SAVE);
                 continue;
             }
         };

@@ -61,11 +61,11 @@ impl<'t> Reader<'t> {
                 // `5.0` and `5e0` are the integer 5 in JSON schemas.
                 let long = canonical(number).parse();
                 long.map(RestrictedExpression::new_long)
-                    .map_err(|_| self.unfit("is no integer of 64 bits"))
+                    .map_err(|_| self.unfit("is not an integer of 64 bits"))
             }
             (Type::Decimal, Value::Number(number)) => decimal(number)
                 .map(RestrictedExpression::new_decimal)
-                .ok_or_else(|| self.unfit("is no number that Cedar's `decimal` holds exactly")),
+                .ok_or_else(|| self.unfit("is not a number that Cedar's `decimal` holds exactly")),
             (Type::Set(kind), Value::Array(values)) => {
                 self.pointer.push("*");
                 let values = values
@@ -77,12 +77,12 @@ impl<'t> Reader<'t> {
             }
             (Type::Record(record), Value::Object(members)) => self.record(record, members),
             (kind, _) => Err(self.unfit(match kind {
-                Type::Bool => "is no boolean",
-                Type::Long => "is no integer",
-                Type::Decimal => "is no number",
-                Type::String => "is no text",
-                Type::Set(_) => "is no list",
-                Type::Record(_) => "is no object",
+                Type::Bool => "is not a boolean",
+                Type::Long => "is not an integer",
+                Type::Decimal => "is not a number",
+                Type::String => "is not a text",
+                Type::Set(_) => "is not a list",
+                Type::Record(_) => "is not an object",
             })),
         }
     }
@@ -219,30 +219,33 @@ mod tests {
     fn mismatch_is_reported_without_the_value() {
         for (text, expected) in [
             ("{}", "`/text` is missing"),
-            (r#"{"text": 1}"#, "`/text` is no text"),
-            (r#"{"text": null}"#, "`/text` is no text"),
-            (r#"{"text": ["s3cret"]}"#, "`/text` is no text"),
+            (r#"{"text": 1}"#, "`/text` is not a text"),
+            (r#"{"text": null}"#, "`/text` is not a text"),
+            (r#"{"text": ["s3cret"]}"#, "`/text` is not a text"),
             (
                 r#"{"text": "a", "Text": "b"}"#,
                 "they may have no members but those of its type, and has others",
             ),
-            (r#"{"text": "a", "count": "5"}"#, "`/count` is no integer"),
-            (r#"{"text": "a", "count": 5.5}"#, "`/count` is no integer of 64 bits"),
-            (r#"{"text": "a", "count": 9223372036854775808}"#, "`/count` is no integer of 64 bits"),
-            (r#"{"text": "a", "count": 1e300}"#, "`/count` is no integer of 64 bits"),
-            (r#"{"text": "a", "count": null}"#, "`/count` is no integer"),
-            (r#"{"text": "a", "force": 1}"#, "`/force` is no boolean"),
-            (r#"{"text": "a", "force": "true"}"#, "`/force` is no boolean"),
+            (r#"{"text": "a", "count": "5"}"#, "`/count` is not an integer"),
+            (r#"{"text": "a", "count": 5.5}"#, "`/count` is not an integer of 64 bits"),
+            (
+                r#"{"text": "a", "count": 9223372036854775808}"#,
+                "`/count` is not an integer of 64 bits",
+            ),
+            (r#"{"text": "a", "count": 1e300}"#, "`/count` is not an integer of 64 bits"),
+            (r#"{"text": "a", "count": null}"#, "`/count` is not an integer"),
+            (r#"{"text": "a", "force": 1}"#, "`/force` is not a boolean"),
+            (r#"{"text": "a", "force": "true"}"#, "`/force` is not a boolean"),
             (
                 r#"{"text": "a", "share": 0.12345}"#,
-                "`/share` is no number that Cedar's `decimal` holds exactly",
+                "`/share` is not a number that Cedar's `decimal` holds exactly",
             ),
             (
                 r#"{"text": "a", "share": 922337203685478}"#,
-                "`/share` is no number that Cedar's `decimal` holds exactly",
+                "`/share` is not a number that Cedar's `decimal` holds exactly",
             ),
-            (r#"{"text": "a", "tags": "x"}"#, "`/tags` is no list"),
-            (r#"{"text": "a", "tags": ["x", 1]}"#, "`/tags/*` is no text"),
+            (r#"{"text": "a", "tags": "x"}"#, "`/tags` is not a list"),
+            (r#"{"text": "a", "tags": ["x", 1]}"#, "`/tags/*` is not a text"),
             (r#"{"text": "a", "where": {}}"#, "`/where/a~1b` is missing"),
             (
                 r#"{"text": "a", "open": {"ask": false, "ASK": true}}"#,

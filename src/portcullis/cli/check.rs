@@ -90,7 +90,7 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
     found.extend(refused_mounts(&mount_policy(&loaded), &loaded).into_iter().map(boxed));
     for (role, at, member) in loaded.config.admin.roles.members() {
         if member.id().is_none() {
-            let message = format!("`{member}` is not known on this machine: nobody has the role");
+            let message = format!("`{member}` is not known on this machine: no user has the role");
             let pointer = format!("/admin/roles/{role}/{at}");
             let finding = loaded.finding(&pointer, Code::BadValue, message).warning();
             found.push(boxed(finding.help("correct the name, or add the user or group")));

@@ -61,7 +61,7 @@ where
         arg: Option<&Arg>,
         value: &OsStr,
     ) -> Result<T, clap::Error> {
-        let read = value.to_str().ok_or_else(|| "it is no text".to_owned());
+        let read = value.to_str().ok_or_else(|| "it is not a text".to_owned());
         read.and_then(|text| text.parse().map_err(|why: T::Err| why.to_string())).map_err(|why| {
             let arg = arg.map(ToString::to_string).unwrap_or_default();
             let message = format!("invalid value for '{arg}': {why}\n");

@@ -51,7 +51,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Ls => (Method::TOOLS_LIST, json!({}), None),
         Verb::Call { tool, arguments } => {
             let arguments: Value = serde_json::from_str(arguments)
-                .map_err(|error| Usage(format!("the arguments are no JSON: {error}")))?;
+                .map_err(|error| Usage(format!("the arguments are not JSON: {error}")))?;
             if !arguments.is_object() {
                 return Err(Usage("the arguments must be a JSON object".into()).into());
             }
@@ -87,7 +87,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             Located::Alone(loaded) => in_new_proxy(&loaded, args.client.as_deref(), text).await?,
         }
     };
-    let answer: Value = serde_json::from_slice(&answer).context("the proxy's answer is no JSON")?;
+    let answer: Value =
+        serde_json::from_slice(&answer).context("the proxy's answer is not JSON")?;
     let refused = Refusal::read_tool_result(&answer["result"])
         .map(|(message, data)| json!({ "message": message, "data": data }));
     if let Some(error) = answer.get("error").or(refused.as_ref()) {

@@ -212,7 +212,7 @@ fn arguments(
     config: &Config,
 ) -> Result<Map<String, Value>, InvalidInput> {
     let args = serde_json::from_str(json)
-        .map_err(|error| InvalidInput(format!("`--args` is no JSON object: {error}")))?;
+        .map_err(|error| InvalidInput(format!("`--args` is not a JSON object: {error}")))?;
     let message = match action {
         Action::CallTool | Action::GetPrompt => format!("{{\"params\":{{\"arguments\":{json}}}}}"),
         _ => format!("{{\"params\":{json}}}"),

@@ -50,7 +50,7 @@ pub fn with_overrides<'a>(
         };
         let Ok(source) = from.parse::<portcullis_vault::Source>() else {
             bail!(
-                "what `{shown}` of `{name}` comes from is no reference (docs/concepts/secrets.md has them all)"
+                "the source of `{shown}` of `{name}` is not a reference (docs/concepts/secrets.md has them all)"
             );
         };
         *there = Some(source.relative_to(&loaded.base).to_string());

@@ -89,7 +89,7 @@ impl Sse {
 fn endpoint(url: &Url, named: &str) -> Result<Url, CallError> {
     let endpoint = url
         .join(named)
-        .map_err(|_| CallError::Misbehaved("it names an endpoint that is no URL".into()))?;
+        .map_err(|_| CallError::Misbehaved("it names an endpoint that is not a URL".into()))?;
     let credentials = !endpoint.username().is_empty() || endpoint.password().is_some();
     if endpoint.origin() != url.origin() || credentials {
         return Err(CallError::Misbehaved("it names an endpoint of another origin".into()));

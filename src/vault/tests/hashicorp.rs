@@ -226,7 +226,7 @@ fn token_is_sent_to_the_configured_vault_only() {
     let reference = "vault:old/a b#token";
     for (env, what) in [
         (with("VAULT_ADDR", ""), "`VAULT_ADDR` is not set"),
-        (with("VAULT_ADDR", "localhost"), "`VAULT_ADDR` is no URL"),
+        (with("VAULT_ADDR", "localhost"), "`VAULT_ADDR` is not a URL"),
         (with("VAULT_ADDR", "http://vault.example:8200"), "is not https"),
         (with("VAULT_ADDR", "https://127.0.0.1:1"), "Vault cannot be reached"),
         // The system's certificate authorities do not include it.

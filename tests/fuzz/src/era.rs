@@ -114,7 +114,7 @@ fn is_modern(key: &str) -> bool {
 /// nothing new does.
 fn kept(before: &Bytes, after: &Bytes, own: &[&str]) {
     let Ok(before) = Object::parse(before.clone()) else {
-        assert_eq!(before, after, "what is no object changed");
+        assert_eq!(before, after, "what is not an object changed");
         return;
     };
     let after = Object::parse(after.clone()).expect("an object");

@@ -13,7 +13,7 @@ pub fn target(bytes: &[u8]) {
             let printed = filter.to_string();
             let again: Filter = match printed.parse() {
                 Ok(again) => again,
-                Err(wrong) => panic!("`{printed}` of `{text}` is no filter: {wrong}"),
+                Err(wrong) => panic!("`{printed}` of `{text}` is not a filter: {wrong}"),
             };
             assert_eq!(again, filter, "`{printed}` of `{text}` says something else");
             assert_eq!(again.to_string(), printed, "`{text}` is not printed alike");

@@ -74,7 +74,7 @@ fn spliced(text: &[u8]) {
         assert!(!matches!(value(text), Value::Object(_)), "it is an object");
         return;
     };
-    let Value::Object(members) = value(text) else { panic!("it is no object") };
+    let Value::Object(members) = value(text) else { panic!("it is not an object") };
     assert!(object.keys().eq(members.keys().map(String::as_str)), "other keys");
     assert_eq!(object.with(&[]), raw);
     for key in object.keys() {
@@ -103,7 +103,7 @@ fn framed(text: &[u8]) {
     let raw = Bytes::copy_from_slice(text);
     let Ok(frame) = Frame::parse(raw.clone(), CAPS) else { return };
     assert_eq!(frame.raw(), &raw);
-    let Value::Object(members) = value(text) else { panic!("it is no object") };
+    let Value::Object(members) = value(text) else { panic!("it is not an object") };
     assert_eq!(members["jsonrpc"], "2.0");
     let said = |bytes: &Option<Bytes>, key: &str| {
         assert_eq!(bytes.as_ref().map(|bytes| value(bytes)).as_ref(), members.get(key), "{key}");

@@ -16,7 +16,7 @@ pub enum Says {
     Params(&'static str, &'static str),
     /// A whole text.
     Whole(&'static str),
-    /// One that is no text.
+    /// One that is not a text.
     Bytes(&'static [u8]),
 }
 

@@ -209,7 +209,7 @@ impl Agent {
             "prompts/list" => ("prompts", "name"),
             "resources/list" => ("resources", "uri"),
             "resources/templates/list" => ("resourceTemplates", "uriTemplate"),
-            other => panic!("{other} is no list"),
+            other => panic!("{other} is not a list"),
         };
         let entries = result[of].as_array().unwrap_or_else(|| panic!("{result:#}"));
         entries.iter().map(|entry| entry[name].as_str().unwrap().to_owned()).collect()

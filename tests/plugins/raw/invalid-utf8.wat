@@ -1,4 +1,4 @@
-;; Refuses with a reason that is no UTF-8.
+;; Refuses with a reason that is not UTF-8.
 (data (i32.const 8192) "\00\00\00\00" "\01\00\00\00" "\00\05\00\00\03\00\00\00" "\00\21\00\00\04\00\00\00")
 (data (i32.const 8448) "\ff\fe\c0\80")
 (func $inspect (param i32) (result i32) (i32.const 8192))

@@ -84,7 +84,7 @@ impl FromStr for Format {
         Self::ALL
             .into_iter()
             .find(|format| format.as_str() == text)
-            .ok_or_else(|| Fault("this is no format of an export".into()))
+            .ok_or_else(|| Fault("this is not an export format".into()))
     }
 }
 

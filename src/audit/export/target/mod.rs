@@ -82,7 +82,8 @@ impl Target {
             Some(rest) => (true, rest),
             None => (false, text),
         };
-        let url = Url::parse(rest).map_err(|_| illegal(&format!("this is no target: {FORMS}")))?;
+        let url =
+            Url::parse(rest).map_err(|_| illegal(&format!("this is not a target: {FORMS}")))?;
         if url.fragment().is_some() {
             return Err(illegal("a target has no fragment: remove `#` and what follows"));
         }
@@ -104,7 +105,7 @@ impl Target {
                     _ => Self::Stream { host, port: url.port().unwrap_or(514), tls: false },
                 })
             }
-            _ => Err(illegal(&format!("this is no target: {FORMS}"))),
+            _ => Err(illegal(&format!("this is not a target: {FORMS}"))),
         }
     }
 

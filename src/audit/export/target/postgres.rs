@@ -32,7 +32,7 @@ pub struct Settings {
 
 impl Settings {
     pub(super) fn parse(text: &str) -> Result<Self, Illegal> {
-        let bad = |why: &str| Illegal(format!("this is no URL of a PostgreSQL database: {why}"));
+        let bad = |why: &str| Illegal(format!("this is not a URL of a PostgreSQL database: {why}"));
         // The parser's own message can contain a part of the URL.
         let mut config: Config =
             text.parse().map_err(|_| bad("write `postgres://USER@HOST:PORT/DATABASE`"))?;

@@ -372,7 +372,7 @@ fn value(input: &mut Input<'_>, column: Column) -> Parsed<(String, Range<usize>)
                 Some(format!("write \"{found}\" where it is meant as a value")),
             ),
             _ => (
-                format!("`{}` is no value", found.escape_debug()),
+                format!("`{}` is not a value", found.escape_debug()),
                 Some("a value with such characters stands in double quotes".to_owned()),
             ),
         };
@@ -460,7 +460,7 @@ fn build(
 ) -> Parsed<Expr> {
     let first = || values.first().cloned().unwrap_or((String::new(), at.clone()));
     let bad = |(text, span): (String, Range<usize>), help: &str| {
-        let what = format!("`{}` is no value of `{column}`", text.escape_debug());
+        let what = format!("`{}` is not a value of `{column}`", text.escape_debug());
         ParseFailure::new(span, what, "not understood").help(help)
     };
     let number = |read: fn(&str) -> Option<u64>, help: &str| {

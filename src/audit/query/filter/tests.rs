@@ -225,11 +225,11 @@ fn errors_name_the_cause_and_position() {
 
     decision = denied
                ^^^^^^ not understood
-    `denied` is no value of `decision`: it is one of allowed, refused, failed, cancelled
+    `denied` is not a value of `decision`: it is one of allowed, refused, failed, cancelled
 
     decision = refsued
                ^^^^^^^ not understood
-    `refsued` is no value of `decision`: did you mean `refused`?
+    `refsued` is not a value of `decision`: did you mean `refused`?
 
     decision ~ x
              ^ does not fit
@@ -249,19 +249,19 @@ fn errors_name_the_cause_and_position() {
 
     total > 200
             ^^^ not understood
-    `200` is no value of `total`: give it a unit: 250us, 200ms, 1.5s, 2m or 1h
+    `200` is not a value of `total`: give it a unit: 250us, 200ms, 1.5s, 2m or 1h
 
     total > fast
             ^^^^ not understood
-    `fast` is no value of `total`: give it a unit: 250us, 200ms, 1.5s, 2m or 1h
+    `fast` is not a value of `total`: give it a unit: 250us, 200ms, 1.5s, 2m or 1h
 
     request > 1x
               ^^ not understood
-    `1x` is no value of `request`: for example: 512, 64KiB or 1.5MB
+    `1x` is not a value of `request`: for example: 512, 64KiB or 1.5MB
 
     seq = -1
           ^^ not understood
-    `-1` is no value of `seq`: give a whole number
+    `-1` is not a value of `seq`: give a whole number
 
     time > tomorrow
            ^^^^^^^^ not understood
@@ -281,7 +281,7 @@ fn errors_name_the_cause_and_position() {
 
     addr = 10.0.0
            ^^^^^^ not understood
-    `10.0.0` is no value of `addr`: give an address such as 10.1.2.3 or ::1, or a network such as 10.0.0.0/8
+    `10.0.0` is not a value of `addr`: give an address such as 10.1.2.3 or ::1, or a network such as 10.0.0.0/8
 
     arguments = x
               ^ does not fit

@@ -79,7 +79,7 @@ pub(super) fn ask(ctx: &Context, planned: &mut [PlannedServer]) -> anyhow::Resul
     let terminal = io::stdin().is_terminal() && io::stderr().is_terminal() && !ctx.is_json();
     if !terminal {
         bail!(
-            "nothing was written, since nobody confirmed it: read what is shown, and confirm it with `--yes`; a \
+            "nothing was written, because it was not confirmed: read what is shown, and confirm it with `--yes`; a \
              secret or a header is confirmed by its name, with `--secret NAME=REFERENCE` (of several servers, \
              `--secret SERVER/NAME=REFERENCE`)"
         );

@@ -49,7 +49,7 @@ pub(super) async fn pin(
         let what = match image.is_id() {
             true => format!("the image of `{}` is `{asked}`: {error:#}", server.name),
             false => format!(
-                "the image of `{}` is named by a tag, `{asked}`, which can come to mean another image, and its \
+                "the image of `{}` is named by a tag, `{asked}`, which can name another image later, and its \
                  digest could not be had ({error:#}); name it by digest, or build or load it on this engine",
                 server.name
             ),

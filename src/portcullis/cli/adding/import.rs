@@ -77,7 +77,7 @@ impl<'a> Import<'a> {
         if let Some(name) =
             secrets.iter().find_map(|(server, ..)| server.filter(|name| !offered(name)))
         {
-            let text = format!("`{}` of `--secret` is no server of {}", brief(name), offer.name);
+            let text = format!("`{}` of `--secret` is not a server of {}", brief(name), offer.name);
             return Err(Usage(text).into());
         }
         Ok(Self {
@@ -217,7 +217,7 @@ impl<'a> Import<'a> {
             }
             if !asks {
                 return Err(Problem::of(format!(
-                    "`{}` of `--secret` is no secret and no header that `{}` asks for",
+                    "`{}` of `--secret` is not a secret or header that `{}` asks for",
                     brief(name),
                     server.name
                 )));

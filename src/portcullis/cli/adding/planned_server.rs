@@ -161,7 +161,7 @@ impl PlannedServer {
             && !self.perhaps.is_empty()
         {
             return Some(format!(
-                "{} was changed by hand and may permit {}, which nobody confirmed: confirm it with `--secret \
+                "{} was changed by hand and may permit {}, which is unconfirmed: confirm it with `--secret \
                  NAME=REFERENCE`, or let the import write the file with `--overwrite-policies`",
                 path.display(),
                 listed(&self.perhaps)
@@ -171,7 +171,7 @@ impl PlannedServer {
         let mut elsewhere = self.elsewhere.iter().filter(|_| self.replaced.is_some());
         let (path, secrets) = elsewhere.find(|(_, secrets)| !secrets.is_empty())?;
         Some(format!(
-            "{} may permit {}, which nobody confirmed: confirm it with `--secret NAME=REFERENCE`",
+            "{} may permit {}, which is unconfirmed: confirm it with `--secret NAME=REFERENCE`",
             path.display(),
             listed(secrets)
         ))

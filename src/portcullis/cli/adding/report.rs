@@ -64,7 +64,7 @@ pub(super) fn print_report(
     }
     if planned.iter().any(|one| one.replaced.is_none()) && stage != Stage::Planned {
         ctx.note(
-            "nobody may call it yet: say who, in policies of your own (`portcullis policy new`)",
+            "no client may call it yet: permit calls in policies of your own (`portcullis policy new`)",
         );
     }
     Ok(())

@@ -193,7 +193,7 @@ fn keep(
 ) -> anyhow::Result<Exit> {
     if !is_legal(name) {
         return Err(Usage(format!(
-            "`{}` is no name of a catalog",
+            "`{}` is not a name of a catalog",
             portcullis_catalog::brief(name)
         ))
         .into());

@@ -107,7 +107,7 @@ fn wrong(unusable: LoadError) -> anyhow::Error {
 /// Parses a plugin's `config` from the command line.
 fn settings(text: &str) -> Result<Map<String, Value>, Usage> {
     serde_json::from_str(text)
-        .map_err(|error| Usage(format!("`--settings` is no JSON object: {error}")))
+        .map_err(|error| Usage(format!("`--settings` is not a JSON object: {error}")))
 }
 
 /// Prints the lines of a config and the policies that a plugin needs.

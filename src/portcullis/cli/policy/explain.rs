@@ -86,7 +86,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     });
     if answer.is_some_and(|refusal| refusal.code == Code::PolicyDenied.as_str()) {
         ctx.note(
-            "the request was allowed; what its answer asked of the client was refused by policy: \
+            "the request was allowed; a policy refused the server request in its answer: \
              `portcullis audit show` has the policies",
         );
     }

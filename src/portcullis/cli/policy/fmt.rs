@@ -45,7 +45,7 @@ pub fn fmt(Fmt { paths, check }: &Fmt, ctx: &Context) -> anyhow::Result<Exit> {
             Source::Paths(paths) => of_files(&paths),
             // Signed files are not changed.
             Source::Bundle(_) | Source::Narrowed { .. } => {
-                let message = "the policies are a signed bundle: format what it is made of, by its \
+                let message = "the policies are a signed bundle: format its source files, by their \
                                paths, and sign it again";
                 return Err(Usage(message.to_owned()).into());
             }

@@ -86,8 +86,8 @@ fn notes(learned: &Proposal, ctx: &Context) {
     }
     if learned.refused > 0 {
         ctx.note(format_args!(
-            "{} refused calls are of what these policies permit: something but the name decided, \
-             such as arguments; add the conditions of your own",
+            "{} refused calls match these policies: other data decided, such as arguments; add \
+             conditions of your own",
             learned.refused
         ));
     }

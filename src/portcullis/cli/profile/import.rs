@@ -29,7 +29,7 @@ pub async fn run(
         .map_err(|problem| anyhow::anyhow!("{}: {problem}", fetched.name))?;
     if found.format != "Docker profile" {
         bail!(
-            "{} is no profile but a {}: `server import` takes its servers",
+            "{} is not a profile but a {}: `server import` takes its servers",
             fetched.name,
             found.format
         );

@@ -12,10 +12,7 @@ use portcullis_upstream::SignedBy;
 pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> anyhow::Result<Exit> {
     let settings = configured(loaded, name)?;
     let signers = &loaded.config.signers;
-    anyhow::ensure!(
-        !signers.is_empty(),
-        "the config has no `[signers]`: nobody's signature counts"
-    );
+    anyhow::ensure!(!signers.is_empty(), "the config has no `[signers]`: no signature is accepted");
     let signatures = signatures(loaded)?;
     let launcher = launcher(loaded).await;
     let pinned = launcher.images.pin(&launcher.engine.now(), name, settings).await?;
@@ -60,7 +57,7 @@ pub(super) async fn run(ctx: &Context, loaded: &Loaded, name: &ServerName) -> an
         if !holds {
             ctx.line(format_args!("none of `signed-by` signed it: {}", required.join(", ")))?;
         } else if by.signers.is_empty() {
-            ctx.line("nobody of `[signers]` signed it, and nobody has to")?;
+            ctx.line("no signer of `[signers]` signed it, and no signature is required")?;
         }
     }
     Ok(if holds { Exit::Ok } else { Exit::Findings })

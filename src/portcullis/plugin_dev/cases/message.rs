@@ -69,7 +69,7 @@ fn aimed(case: &Case) -> Result<(String, Option<String>, Target), String> {
             let (server, name) = what
                 .split_once('/')
                 .filter(|(server, name)| !server.is_empty() && !name.is_empty())
-                .ok_or_else(|| format!("`{what}` is no SERVER/NAME: {WHAT}"))?;
+                .ok_or_else(|| format!("`{what}` is not SERVER/NAME: {WHAT}"))?;
             Ok((method.to_owned(), Some(server.to_owned()), target(name.to_owned())))
         }
         (None, None, Some(method)) => {
@@ -179,14 +179,14 @@ fn party(
         Some(who) => who.value.clone(),
         None => CasePrincipal::parse(word).map_err(|_| {
             format!(
-                "nobody is called `{word}`: name it under `principals`, or write `client:NAME`, \
+                "there is no principal `{word}`: name it under `principals`, or write `client:NAME`, \
                  `local:USER` or `anonymous`"
             )
         })?,
     };
     let client = who.principal().ok_or_else(|| {
         format!(
-            "`{word}` is no client: what a server sends has `from: server` and the client that it \
+            "`{word}` is not a client: a server's message has `from: server` and the client that it \
              is for"
         )
     })?;

@@ -64,7 +64,7 @@ fn with_extension(folder: &Path, extension: &str) -> Vec<PathBuf> {
 /// Reason why a project or a component cannot be created.
 #[derive(Debug, thiserror::Error, Diagnostic)]
 pub enum Failed {
-    #[error("`{name}` is no name of a plugin")]
+    #[error("`{name}` is not a name of a plugin")]
     #[diagnostic(
         code("plugin-name"),
         help(
@@ -82,7 +82,7 @@ pub enum Failed {
     #[diagnostic(code("plugin-unwritable"))]
     Unwritable { path: PathBuf, source: std::io::Error },
 
-    #[error("{} is no project of a plugin", path.display())]
+    #[error("{} is not a plugin project", path.display())]
     #[diagnostic(
         code("plugin-no-project"),
         help(
@@ -97,7 +97,7 @@ pub enum Failed {
     Missing { tool: &'static str, language: Language, get: &'static str },
 
     #[error("`{command}` failed{}", ended.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
-    #[diagnostic(code("plugin-build-failed"), help("what it said stands above"))]
+    #[diagnostic(code("plugin-build-failed"), help("its output is above"))]
     Tool { command: String, ended: Option<String> },
 
     #[error("the project does not fit: {what}")]

@@ -1,4 +1,4 @@
-//! Replaces the payload by what is no JSON.
+//! Replaces the payload by what is not JSON.
 
 use harms::*;
 

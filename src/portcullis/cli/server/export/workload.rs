@@ -30,7 +30,7 @@ pub(super) async fn of(ctx: &Context, loaded: &Loaded, args: &K8s) -> anyhow::Re
     let settings = configured(loaded, name)?;
     anyhow::ensure!(
         matches!(args.portcullis_image.parse(), Ok(Image::Digest(_))),
-        "`{}` is no image by its digest: write `--portcullis-image NAME@sha256:…`",
+        "`{}` does not name an image by its digest: write `--portcullis-image NAME@sha256:…`",
         args.portcullis_image
     );
     let at = format!("/servers/{name}");
@@ -375,7 +375,7 @@ fn may_start(
     };
     let remedy = match in_pod.pod_socket {
         Some(_) => format!(
-            "; there it has the deviations [{}], and nobody is known to have signed it",
+            "; there it has the deviations [{}], and no known signer",
             program.deviations.join(", ")
         ),
         None => String::new(),

@@ -24,7 +24,7 @@ pub(super) fn may(
         all.push(Permission { what, config_key: key.to_owned(), line: line(loaded, name, key) });
     };
     if let Placement::Remote { url } = &found.placement {
-        add("url", format!("do what it likes: it runs elsewhere, and is asked at {url}"));
+        add("url", format!("do anything: it runs elsewhere, and the proxy reaches it at {url}"));
         return all;
     }
     let resources = &settings.resources;
