@@ -193,8 +193,8 @@ fn by_index(
             counts.add(value, count(&(&of & among)));
         }
     }
-    let tally = block_query.tally()?;
-    let Some(tools) = tally.tools.values() else { return Ok(None) };
+    let indexed = block_query.tally()?;
+    let Some(tools) = indexed.tools.values() else { return Ok(None) };
     for (server, tool) in tools {
         let mut of = &block.term(Field::Tool, tool)? & &counted;
         if !server.is_empty() {

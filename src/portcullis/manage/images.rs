@@ -210,8 +210,8 @@ async fn one(
 ) -> Result<LockOutcome, String> {
     let fault = |error: &dyn std::error::Error| error.to_string();
     let lock = Lock::read(&launcher.base).map_err(|error| fault(&error))?;
-    let locked = lock.servers.get(server.as_str());
-    let from = || locked.and_then(|locked| locked.content()).map(str::to_owned);
+    let pin = lock.servers.get(server.as_str());
+    let from = || pin.and_then(|pin| pin.content()).map(str::to_owned);
     if let Some(fixed) = images::fixed(image).map_err(|error| fault(&error))? {
         // If the config was edited, the lock file follows it.
         if let (Err(_), Some(from)) = (lock.hold(server.as_str(), image), from()) {
@@ -241,7 +241,7 @@ async fn one(
     if locked == now {
         return Ok(LockOutcome::Kept(now));
     }
-    let goes_back = locked.is_some_and(|locked| locked.was_once(now.as_str()));
+    let goes_back = pin.is_some_and(|pin| pin.was_once(now.as_str()));
     if let (true, LockMode::Update { allow_downgrade: false, .. }) = (goes_back, mode) {
         return Err(format!(
             "`{image}` would go back to {}, which was replaced earlier: the registry may have been rolled back; to accept it, add `--allow-downgrade`",

@@ -145,7 +145,7 @@ impl Workspace {
     }
 
     /// Stored copy of an added catalog.
-    pub fn read_pinned(&self, name: &str, read_pinned: &CatalogPin) -> anyhow::Result<Fetched> {
+    pub fn read_pinned(&self, name: &str, pin: &CatalogPin) -> anyhow::Result<Fetched> {
         let hex = pin.digest.strip_prefix("sha256:").unwrap_or_default();
         if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             bail!("the lock file has no digest of the catalog `{name}`: add it again");
