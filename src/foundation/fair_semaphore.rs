@@ -1,21 +1,35 @@
 //! Semaphore for long work with fairness between principals: one with much work delays others by at
 //! most one piece, and uses all permits if nobody else needs them.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{Arc, Weak},
-};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+
+/// Unused semaphores of principals that are kept at least, so that a principal's next piece needs no
+/// new one.
+const KEPT: usize = 64;
 
 /// Semaphore with a queue for each key.
 #[derive(Debug)]
 pub struct FairSemaphore<K> {
     each: usize,
     all: Arc<Semaphore>,
-    own: Mutex<HashMap<K, Weak<Semaphore>>>,
+    own: Mutex<Own<K>>,
+}
+
+/// The semaphores of the principals.
+#[derive(Debug)]
+struct Own<K> {
+    by_key: HashMap<K, Arc<Semaphore>>,
+    /// Number of them at which the unused ones are dropped.
+    full: usize,
+}
+
+impl<K> Default for Own<K> {
+    fn default() -> Self {
+        Self { by_key: HashMap::new(), full: KEPT }
+    }
 }
 
 /// Permit, held until the work ends.
@@ -62,14 +76,18 @@ impl<K: Clone + Eq + Hash> FairSemaphore<K> {
     }
 
     fn own(&self, who: &K) -> Arc<Semaphore> {
-        let mut all = self.own.lock();
-        all.retain(|_, own| own.strong_count() > 0);
-        if let Some(own) = all.get(who).and_then(Weak::upgrade) {
-            return own;
+        let mut own = self.own.lock();
+        if let Some(own) = own.by_key.get(who) {
+            return own.clone();
         }
-        let own = Arc::new(Semaphore::new(self.each));
-        all.insert(who.clone(), Arc::downgrade(&own));
-        own
+        if own.by_key.len() >= own.full {
+            own.by_key.retain(|_, own| Arc::strong_count(own) > 1);
+            // At twice the used ones, so that a drop costs little per new principal.
+            own.full = KEPT.max(2 * own.by_key.len());
+        }
+        let new = Arc::new(Semaphore::new(self.each));
+        own.by_key.insert(who.clone(), new.clone());
+        new
     }
 }
 
@@ -98,7 +116,6 @@ mod tests {
         let second = second.now_or_never().unwrap().unwrap();
         drop((other, second));
         turns.next(&two).now_or_never().unwrap().unwrap();
-        assert_eq!(turns.own.lock().len(), 1);
     }
 
     #[test]
@@ -108,5 +125,25 @@ mod tests {
         assert!(turns.try_next(&"b").is_none());
         drop(all);
         assert!(turns.try_next(&"b").is_some());
+    }
+
+    #[test]
+    fn unused_semaphores_of_principals_are_dropped() {
+        let turns = FairSemaphore::new(2);
+        let held = turns.try_next(&0).unwrap();
+        let first = turns.own(&1);
+        assert!(Arc::ptr_eq(&first, &turns.own(&1)));
+        drop(first);
+        for principal in 0..100 * KEPT {
+            drop(turns.try_next(&principal));
+            assert!(turns.own.lock().by_key.len() <= KEPT);
+        }
+        drop(turns.try_next(&0).unwrap());
+        drop(held);
+        // Many principals at once are not dropped one by one.
+        let each = FairSemaphore::one_each();
+        let all: Vec<_> = (0..3 * KEPT).filter_map(|principal| each.try_next(&principal)).collect();
+        assert_eq!((all.len(), each.own.lock().by_key.len()), (3 * KEPT, 3 * KEPT));
+        assert!(each.try_next(&0).is_none());
     }
 }

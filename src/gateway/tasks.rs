@@ -2,17 +2,23 @@
 //! `io.modelcontextprotocol/tasks` of 2026-07-28).
 //!
 //! INVARIANT: a task belongs only to the client that made it. A server sees all clients as one, so
-//! the proxy keeps the owners. An unknown task belongs to no client.
+//! the proxy keeps the owners, those of tasks at remote servers on disk. An unknown task belongs to
+//! no client.
+
+mod task_file;
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
+use tokio::task::JoinHandle;
 
 use crate::{
     router::{Route, Router, selects_once},
@@ -22,27 +28,37 @@ use portcullis_protocol::exchange::View;
 use portcullis_protocol::{
     codec::{Object, era::TASKS_EXTENSION, may_have},
     exchange::{Answer, Exchange, Method, Target},
-    identity::PrincipalKind,
+    identity::{Principal, PrincipalKind},
     names::ServerName,
     obligations::Obligations,
     refusal::{Code, Refusal},
 };
 use portcullis_upstream::{Call, CallError, InstanceKey, ListKind, Reply, Server};
+use task_file::{TaskFile, is_stored};
 
 /// Known tasks at once; the second constant is the limit of one principal.
 const MOST: usize = 16_384;
 const OF_ONE: usize = 1_024;
 /// Time for which a task is known after its last use.
 const KEPT: Duration = Duration::from_secs(24 * 3_600);
+/// Time after which a use of a stored task is written again.
+const SAVED_EVERY: Duration = Duration::from_secs(3_600);
 /// Largest size of a task's id.
 const ID_BYTES: usize = 1_024;
 /// Pages that are read of one server's list of tasks.
 const PAGES: usize = 16;
 
-/// Process that has a task: its server, the owner of a dedicated instance, and a number among all
-/// processes that ever ran, since the next process may assign the same ids. A remote server counts
-/// as one process while its config entry is the same.
-type TaskHost = (ServerName, Option<InstanceKey>, u64);
+/// Process that has a task.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct TaskHost {
+    server: ServerName,
+    /// Owner of a dedicated instance.
+    party: Option<InstanceKey>,
+    /// Number among all processes that ever ran, since the next process may assign the same ids. A
+    /// remote server counts as one process while its config entry is the same.
+    run: u64,
+    is_remote: bool,
+}
 
 /// A task's process and the server's id of the task.
 type Key = (TaskHost, String);
@@ -50,10 +66,29 @@ type Key = (TaskHost, String);
 /// Obligations of the policies that permitted the call.
 type TaskObligations = Vec<Arc<Obligations>>;
 
+/// Owner of a task. A later client with the same name has another key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Owner {
+    kind: PrincipalKind,
+    key: Option<String>,
+}
+
+impl Owner {
+    fn of(principal: &Principal) -> Self {
+        Self { kind: principal.kind.clone(), key: principal.key.clone() }
+    }
+
+    fn is(&self, principal: &Principal) -> bool {
+        principal.is(&self.kind, self.key.as_deref())
+    }
+}
+
 /// A known task.
 #[derive(Clone)]
 struct Task {
-    owner: PrincipalKind,
+    owner: Owner,
+    /// Whether a modern client created it. The tasks of the other era have other methods.
+    modern: bool,
     /// The tool that was called.
     tool: String,
     /// Obligations of the policies that permitted the call, for its later result.
@@ -65,11 +100,34 @@ struct Task {
 pub(crate) struct Tasks {
     router: Arc<Router>,
     known: Mutex<HashMap<Key, Task>>,
+    file: TaskFile,
 }
 
 impl Tasks {
-    pub fn new(router: Arc<Router>) -> Arc<Self> {
-        Arc::new(Self { router, known: Mutex::default() })
+    /// The tasks of the earlier proxies of a state folder. Reads a file: call it outside the async
+    /// threads.
+    pub fn open(router: Arc<Router>, state_dir: &Path) -> Arc<Self> {
+        let file = TaskFile::at(state_dir);
+        let known = file.read().unwrap_or_else(|error| {
+            tracing::error!(%error, "owners of tasks could not be read: earlier tasks are unknown");
+            Vec::new()
+        });
+        Arc::new(Self { router, known: Mutex::new(known.into_iter().collect()), file })
+    }
+
+    /// Writes a change to the file, on a task of its own: it does not end with the client's request.
+    fn save(self: &Arc<Self>) -> JoinHandle<()> {
+        let (tasks, change) = (self.clone(), self.file.change());
+        tokio::spawn(async move {
+            tasks.file.save(change, || tasks.stored()).await;
+        })
+    }
+
+    /// The tasks that the file has.
+    fn stored(&self) -> Vec<(Key, Task)> {
+        let known = self.known.lock();
+        let stored = known.iter().filter(|(key, _)| is_stored(key));
+        stored.map(|(key, task)| (key.clone(), task.clone())).collect()
     }
 
     /// Adds a task.
@@ -84,14 +142,14 @@ impl Tasks {
         }
         let mut known = self.known.lock();
         let taken = |(other, of): (&Key, &Task)| {
-            let ((server, party, _), (own_server, own_party, _)) = (&other.0, &key.0);
+            let (host, own) = (&other.0, &key.0);
             other.1 == key.1
-                && if other.0 == key.0 {
+                && if host == own {
                     of.owner != task.owner
                 } else {
-                    many && server != own_server
+                    many && host.server != own.server
                         && of.owner == task.owner
-                        && (party == own_party || party.is_none())
+                        && (host.party == own.party || host.party.is_none())
                 }
         };
         if known.iter().any(taken) {
@@ -116,34 +174,67 @@ impl Tasks {
         Ok(())
     }
 
-    /// The tool and obligations of a principal's task.
-    fn tool(&self, owner: &PrincipalKind, key: &Key) -> Option<(String, TaskObligations)> {
+    /// The tool and obligations of a principal's task of this era. Writes its last use to the file
+    /// once an hour.
+    fn used(
+        self: &Arc<Self>,
+        owner: &Principal,
+        modern: bool,
+        key: &Key,
+    ) -> Option<(String, TaskObligations)> {
+        let (tool, obligations, unused) = self.tool(owner, modern, key)?;
+        if unused > SAVED_EVERY && is_stored(key) {
+            drop(self.save());
+        }
+        Some((tool, obligations))
+    }
+
+    /// The tool and obligations of a principal's task of this era, and the time since its last use.
+    fn tool(
+        &self,
+        owner: &Principal,
+        modern: bool,
+        key: &Key,
+    ) -> Option<(String, TaskObligations, Duration)> {
         let mut known = self.known.lock();
-        let task = known.get_mut(key).filter(|task| task.owner == *owner)?;
-        if task.used.elapsed() >= KEPT {
+        let own = |task: &&mut Task| task.owner.is(owner) && task.modern == modern;
+        let task = known.get_mut(key).filter(own)?;
+        let unused = task.used.elapsed();
+        if unused >= KEPT {
             return None;
         }
-        task.used = Instant::now();
-        Some((task.tool.clone(), task.obligations.clone()))
+        // Within an hour, the file's time stays near enough.
+        if unused > SAVED_EVERY || !is_stored(key) {
+            task.used = Instant::now();
+        }
+        Some((task.tool.clone(), task.obligations.clone(), unused))
     }
 
     /// The owner of a task.
     pub fn owner(&self, place: TaskHost, id: &str) -> Option<PrincipalKind> {
-        self.known.lock().get(&(place, id.to_owned())).map(|task| task.owner.clone())
+        self.known.lock().get(&(place, id.to_owned())).map(|task| task.owner.kind.clone())
     }
 
-    fn at(&self, owner: &PrincipalKind, place: &TaskHost) -> bool {
-        self.known.lock().iter().any(|(key, task)| task.owner == *owner && key.0 == *place)
+    fn at(&self, owner: &Principal, place: &TaskHost) -> bool {
+        self.known.lock().iter().any(|(key, task)| task.owner.is(owner) && key.0 == *place)
     }
 
     /// Forgets the tasks of a removed client, since its name may be given to another.
-    pub fn forget_owner(&self, owner: &PrincipalKind) {
-        self.known.lock().retain(|_, task| task.owner != *owner);
+    pub fn forget_owner(self: &Arc<Self>, owner: &PrincipalKind) {
+        let mut stored = false;
+        self.known.lock().retain(|key, task| {
+            let own = task.owner.kind == *owner;
+            stored |= own && is_stored(key);
+            !own
+        });
+        if stored {
+            drop(self.save());
+        }
     }
 
     /// Forgets the tasks of ended dedicated instances.
     pub fn forget(&self, party: &InstanceKey) {
-        self.known.lock().retain(|key, _| key.0.1.as_ref() != Some(party));
+        self.known.lock().retain(|key, _| key.0.party.as_ref() != Some(party));
     }
 }
 
@@ -153,7 +244,7 @@ impl Tasks {
     /// # Errors
     /// A refusal if the task does not belong to this client.
     pub async fn route(
-        &self,
+        self: &Arc<Self>,
         client: &ClientContext,
         exchange: &mut Exchange,
     ) -> Result<Option<Route>, Refusal> {
@@ -174,18 +265,28 @@ impl Tasks {
         let id = params
             .string("taskId")
             .ok_or_else(|| Refusal::new(Code::InvalidParams, "`taskId` must be a string"))?;
-        let visible = self.router.servers(&client.view).into_iter();
-        let (server, name, asked) = visible
-            .filter_map(|server| {
-                let key = (place(&server, client.party_key(&server))?, id.clone());
-                let (tool, asked) = self.tool(&client.principal.kind, &key)?;
-                Some((server, tool, asked))
-            })
-            .next()
-            .ok_or_else(unknown)?;
+        let mut found = None;
+        for server in self.router.servers(&client.view) {
+            // After a restart, the era of the last run selects the instance.
+            server.known_eras().await;
+            let Some(place) = place(&server, client.party_key(&server)) else { continue };
+            let task =
+                self.used(&client.principal, client.revision.is_modern(), &(place, id.clone()));
+            if let Some((tool, asked)) = task {
+                found = Some((server, tool, asked));
+                break;
+            }
+        }
+        let (server, name, asked) = found.ok_or_else(unknown)?;
         // The result of the call follows later.
         exchange.obligations = asked;
-        let instance = server.at(client.party_key(&server).as_ref()).ok_or_else(unknown)?;
+        let instance = match server.at(client.party_key(&server).as_ref()) {
+            Some(instance) => instance,
+            None => {
+                let started = client.instance(&server).await;
+                started.map_err(|failure| failure.refusal(&server.name))?.0
+            }
+        };
         let items = instance.items(ListKind::Tools).await;
         let items = items.map_err(|failure| failure.refusal(&server.name))?;
         let tool = items.iter().find(|item| item.name == name).cloned();
@@ -197,8 +298,8 @@ impl Tasks {
     ///
     /// # Errors
     /// A refusal if the task cannot be followed.
-    pub fn note(
-        &self,
+    pub async fn note(
+        self: &Arc<Self>,
         client: &ClientContext,
         server: &Server,
         exchange: &Exchange,
@@ -219,12 +320,24 @@ impl Tasks {
             object.object("task").and_then(|task| task.string("taskId"))
         };
         let Some(id) = id else { return Ok(()) };
-        let owner = exchange.principal.kind.clone();
         let (tool, obligations) = (name.clone(), exchange.obligations.clone());
-        let task = Task { owner, tool, obligations, used: Instant::now() };
+        let task = Task {
+            owner: Owner::of(&exchange.principal),
+            modern: exchange.revision.is_modern(),
+            tool,
+            obligations,
+            used: Instant::now(),
+        };
         // If the process has ended since, its tasks are gone.
         let Some(place) = place(server, client.party_key(server)) else { return Ok(()) };
-        self.add((place, id), task, client.view == View::All)
+        let key = (place, id);
+        let stored = is_stored(&key);
+        self.add(key, task, client.view == View::All)?;
+        if stored {
+            // The client gets the task only after that.
+            let _ = self.save().await;
+        }
+        Ok(())
     }
 
     /// The result of `tasks/list`: this client's tasks on each server.
@@ -232,7 +345,7 @@ impl Tasks {
         let mut all = Vec::new();
         for server in self.router.servers(&client.view) {
             let place = place(&server, client.party_key(&server));
-            if !place.is_some_and(|place| self.at(&client.principal.kind, &place)) {
+            if !place.is_some_and(|place| self.at(&client.principal, &place)) {
                 continue;
             }
             match self.tasks_of(client, &server).await {
@@ -272,7 +385,9 @@ impl Tasks {
                 let text = list.slice_ref(task.get().as_bytes());
                 let id = Object::parse(text.clone()).ok().and_then(|task| task.string("taskId"));
                 let key = id.map(|id| (place.clone(), id));
-                if key.is_some_and(|key| self.tool(&client.principal.kind, &key).is_some()) {
+                if key.is_some_and(|key| {
+                    self.tool(&client.principal, client.revision.is_modern(), &key).is_some()
+                }) {
                     own.push(text);
                 }
             }
@@ -288,9 +403,11 @@ impl Tasks {
 /// Process of a server's dedicated or shared instance that has tasks; `None` if it is not running.
 /// A remote server is not a process of the proxy, so its tasks survive a connection.
 pub(crate) fn place(server: &Server, party: Option<InstanceKey>) -> Option<TaskHost> {
-    let instance = server.at(party.as_ref())?;
-    let run = if server.settings.url.is_some() { server.number } else { instance.peek()?.number };
-    Some((server.name.clone(), party, run))
+    let run = match server.remote {
+        Some(entry) => entry,
+        None => server.at(party.as_ref())?.peek()?.number,
+    };
+    Some(TaskHost { server: server.name.clone(), party, run, is_remote: server.remote.is_some() })
 }
 
 #[cfg(test)]
@@ -298,13 +415,15 @@ mod tests {
     use super::*;
     use portcullis_protocol::names::SessionId;
 
-    fn owner(name: &str) -> PrincipalKind {
-        PrincipalKind::Client(name.parse().unwrap())
+    fn owner(name: &str) -> Principal {
+        let principal = Principal::client(name.parse().unwrap(), Vec::new());
+        Principal { key: Some(format!("key of {name}")), ..principal }
     }
 
     fn task(name: &str) -> Task {
         Task {
-            owner: owner(name),
+            owner: Owner::of(&owner(name)),
+            modern: false,
             tool: "t".to_owned(),
             obligations: Vec::new(),
             used: Instant::now(),
@@ -313,12 +432,18 @@ mod tests {
 
     fn key(server: &str, session: Option<&str>, id: &str) -> Key {
         let party = session.map(|id| InstanceKey::Session(SessionId::presented(id)));
-        ((server.parse().unwrap(), party, 1), id.to_owned())
+        let server = server.parse().unwrap();
+        (TaskHost { server, party, run: 1, is_remote: false }, id.to_owned())
+    }
+
+    fn open(state_dir: &Path) -> Arc<Tasks> {
+        Tasks::open(Arc::new(Router::new([])), state_dir)
     }
 
     #[test]
     fn task_belongs_to_the_client_that_created_it() {
-        let tasks = Tasks::new(Arc::new(Router::new([])));
+        let folder = tempfile::tempdir().unwrap();
+        let tasks = open(folder.path());
         for (add, by, fine) in [
             (key("s", None, "1"), "a", true),
             // Again, by the same server for the same client.
@@ -337,31 +462,86 @@ mod tests {
         }
         // A client that sees one server can distinguish them.
         assert!(tasks.add(key("other", None, "1"), task("a"), false).is_ok());
-        assert!(tasks.tool(&owner("a"), &key("s", None, "1")).is_some());
-        assert!(tasks.tool(&owner("b"), &key("s", None, "1")).is_none());
+        assert!(tasks.tool(&owner("a"), false, &key("s", None, "1")).is_some());
+        assert!(tasks.tool(&owner("b"), false, &key("s", None, "1")).is_none());
         let (place, id) = key("s", Some("x"), "1");
-        assert_eq!(tasks.owner(place.clone(), &id), Some(owner("b")));
+        assert_eq!(tasks.owner(place.clone(), &id), Some(owner("b").kind));
         tasks.forget(&InstanceKey::Session(SessionId::presented("x")));
         assert_eq!(tasks.owner(place, &id), None);
         // The next process assigns the same ids to other clients.
         let mut next = key("s", None, "1");
-        next.0.2 = 2;
+        next.0.run = 2;
         tasks.add(next.clone(), task("b"), true).unwrap();
-        assert!(tasks.tool(&owner("a"), &next).is_none());
+        assert!(tasks.tool(&owner("a"), false, &next).is_none());
         let long = key("s", None, &"x".repeat(ID_BYTES + 1));
         assert!(tasks.add(long, task("a"), true).is_err());
     }
 
     #[test]
     fn tasks_are_limited_by_client() {
-        let tasks = Tasks::new(Arc::new(Router::new([])));
+        let folder = tempfile::tempdir().unwrap();
+        let tasks = open(folder.path());
         for id in 0..OF_ONE {
             tasks.add(key("s", None, &id.to_string()), task("a"), true).unwrap();
         }
         // One more task, so the oldest is forgotten.
         tasks.add(key("s", None, "x"), task("a"), true).unwrap();
-        assert!(tasks.tool(&owner("a"), &key("s", None, "0")).is_none());
+        assert!(tasks.tool(&owner("a"), false, &key("s", None, "0")).is_none());
         assert_eq!(tasks.known.lock().len(), OF_ONE);
         assert!(tasks.add(key("s", None, "y"), task("b"), true).is_ok());
+    }
+
+    #[tokio::test]
+    async fn owners_of_tasks_at_remote_servers_survive_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let tasks = open(folder.path());
+        let at = |mut key: Key| {
+            key.0.is_remote = true;
+            key
+        };
+        let remote = at(key("s", None, "remote"));
+        let mut dedicated = at(key("s", None, "dedicated"));
+        dedicated.0.party = Some(InstanceKey::Client {
+            principal: owner("a").kind,
+            holder: None,
+            capabilities: [7; 32],
+        });
+        let (local, session) = (key("s", None, "local"), at(key("s", Some("x"), "session")));
+        let mut redacts = Obligations::default();
+        redacts.take("redact", "result:/a/*").unwrap();
+        redacts.take("rate", "1/1m").unwrap();
+        for key in [&remote, &dedicated, &local, &session] {
+            let task = Task { obligations: vec![Arc::new(redacts.clone())], ..task("a") };
+            tasks.add(key.clone(), task, false).unwrap();
+        }
+        tasks.save().await.unwrap();
+        let text = std::fs::read_to_string(folder.path().join("tasks.json")).unwrap();
+        assert!(!text.contains("session"), "a session's id is a secret: {text}");
+
+        let again = open(folder.path());
+        for (key, known) in
+            [(&remote, true), (&dedicated, true), (&local, false), (&session, false)]
+        {
+            let found = again.tool(&owner("a"), false, key);
+            assert_eq!(found.is_some(), known, "{key:?}");
+            if let Some((tool, obligations, _)) = found {
+                assert_eq!((tool.as_str(), &*obligations[0]), ("t", &redacts));
+            }
+        }
+        // Neither for another client, nor for a later client of the same name, nor in the other era.
+        let later = Principal { key: Some("another".to_owned()), ..owner("a") };
+        for (who, modern) in [(&owner("b"), false), (&later, false), (&owner("a"), true)] {
+            assert!(again.tool(who, modern, &remote).is_none());
+        }
+        // Another entry under the server's name is another server.
+        let mut changed = remote.clone();
+        changed.0.run = 2;
+        assert!(again.tool(&owner("a"), false, &changed).is_none());
+
+        again.forget_owner(&owner("a").kind);
+        again.save().await.unwrap();
+        assert!(open(folder.path()).tool(&owner("a"), false, &remote).is_none());
+        std::fs::write(folder.path().join("tasks.json"), "[{").unwrap();
+        assert!(open(folder.path()).known.lock().is_empty());
     }
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
 use jiff::SignedDuration;
+use serde::{Deserialize, Serialize};
 
 use crate::codec::Pointer;
 
@@ -14,7 +15,7 @@ const MAX_LABEL_CHARS: usize = 64;
 const MAX_TEXT_CHARS: usize = 1_000;
 
 /// Obligations of one policy.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Obligations {
     /// `@keep`: bodies that the audit log keeps of messages that the policy decides.
     pub keep: Keep,
@@ -33,14 +34,14 @@ pub struct Obligations {
 }
 
 /// Bodies that the audit log keeps; of others it has only shape and digest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keep {
     pub arguments: bool,
     pub result: bool,
 }
 
 /// Fields that are overwritten.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Redact {
     /// Of the arguments (for methods other than `tools/call` and `prompts/get`: of `params`).
     pub arguments: Vec<Pointer>,
@@ -55,7 +56,7 @@ impl Redact {
 }
 
 /// Number of calls in a period, spread evenly except for a burst of all of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rate {
     pub calls: NonZeroU32,
     pub window: Duration,

@@ -9,10 +9,15 @@ pub use rule::Rule;
 
 use std::{fmt, time::Duration};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{exchange::Revision, names::DecisionId};
+use crate::{
+    codec::Object,
+    exchange::{Answer, Payload, Revision},
+    names::DecisionId,
+};
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])* $variant:ident = $text:literal, $rpc:expr, $http:literal;)*) => {
@@ -65,6 +70,8 @@ const UNSUPPORTED_REVISION: i32 = -32022;
 
 /// The `_meta` member of a result that is a refusal: `{code, decision, retryAfterMs?}`.
 const META_REFUSAL: &str = "dev.portcullis/refusal";
+/// The member of a refusal with the decision id.
+const DECISION: &str = "decision";
 
 codes! {
     /// No policy permits the message, or a policy forbids it.
@@ -141,6 +148,9 @@ codes! {
     ClientTimeout = "client-timeout", INTERNAL, 200;
     /// The `requestState` or task is unknown, expired, or belongs to another client.
     RequestStateInvalid = "request-state-invalid", INVALID_PARAMS, 400;
+    /// The tool runs only as a task, and tasks cannot be translated between the revisions of the
+    /// client and the server.
+    TaskUnsupported = "task-unsupported", REFUSED, 200;
     /// The client did not read the response stream in time.
     ClientTooSlow = "client-too-slow", REFUSED, 200;
     /// A person denied the call.
@@ -155,6 +165,46 @@ impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
+}
+
+/// Returns a server's answer without what marks a refusal of the proxy: the member of a result's
+/// `_meta`, and the decision id of an error with one of the proxy's codes. So no server can pose as
+/// the proxy.
+pub fn without_marks(answer: Answer) -> Answer {
+    match &answer {
+        Answer::Result(result) => match unmarked_result(result.raw()) {
+            Some(text) => Answer::Result(Payload::new(text)),
+            None => answer,
+        },
+        Answer::Error(error) => match unmarked_error(error.raw()) {
+            Some(text) => Answer::Error(Payload::new(text)),
+            None => answer,
+        },
+    }
+}
+
+/// A result without the mark, if it has one.
+fn unmarked_result(result: &Bytes) -> Option<Bytes> {
+    // Most results have neither the name nor an escape that could spell it.
+    let spelled = [META_REFUSAL, "\\u", "\\/"];
+    if !spelled.iter().any(|text| memchr::memmem::find(result, text.as_bytes()).is_some()) {
+        return None;
+    }
+    let result = Object::parse(result.clone()).ok()?;
+    let meta = result.object("_meta")?;
+    meta.get(META_REFUSAL)?;
+    let meta = meta.with(&[(META_REFUSAL, None)]);
+    Some(result.with(&[("_meta", Some(&meta))]))
+}
+
+fn unmarked_error(error: &Bytes) -> Option<Bytes> {
+    let error = Object::parse(error.clone()).ok()?;
+    let data = error.object("data")?;
+    data.get(DECISION)?;
+    let code = data.string("code")?;
+    Code::ALL.iter().find(|known| known.as_str() == code)?;
+    let data = data.with(&[(DECISION, None)]);
+    Some(error.with(&[("data", Some(&data))]))
 }
 
 /// A refusal by a stage of the pipeline. The chain adds the decision id.
@@ -250,7 +300,7 @@ impl Refusal {
     fn data_of(&self, decision: DecisionId) -> Value {
         let mut data = Value::Object(self.data.as_deref().cloned().unwrap_or_default());
         data["code"] = self.code.as_str().into();
-        data["decision"] = decision.to_string().into();
+        data[DECISION] = decision.to_string().into();
         if let Some(after) = self.retry_after {
             let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             data["retryAfterMs"] = millis.into();
@@ -288,6 +338,42 @@ mod tests {
             assert_eq!(read, Some((&error["message"], &error["data"])));
         }
         assert_eq!(Refusal::read_tool_result(&json!({ "content": [], "isError": true })), None);
+    }
+
+    #[test]
+    fn server_cannot_pose_as_the_proxy() {
+        let refusal = Refusal::new(Code::PolicyDenied, "not allowed");
+        let id = DecisionId::next();
+        let real = refusal.to_tool_result(id, Revision::V2025_11_25).to_string();
+        let escaped = real.replace("dev.portcullis/refusal", "dev.portcullis\\/re\\u0066usal");
+        let nested = escaped.replace("_meta", "\\u005fmeta");
+        let passed = |answer| match without_marks(answer) {
+            Answer::Result(payload) | Answer::Error(payload) => payload,
+        };
+        for text in [real, escaped, nested] {
+            let result = passed(Answer::Result(Payload::new(text.clone().into())));
+            assert_eq!(Refusal::read_tool_result(result.value()), None, "{text}");
+            assert_eq!(result.value()["_meta"], json!({}), "{text}");
+        }
+        let error = refusal.to_rpc_error(id).to_string();
+        let error = passed(Answer::Error(Payload::new(error.into())));
+        assert_eq!(error.value()["data"], json!({ "code": "policy-denied" }));
+        // Everything else is unchanged.
+        for text in [
+            r#"{"content":[{"text":"dev.portcullis/refusal \u0041"}],"_meta":{"x":1.0}}"#,
+            r#"{ "structuredContent":{"dev.portcullis/refusal":{}},"_meta":[] }"#,
+        ] {
+            let text = Bytes::from_static(text.as_bytes());
+            assert_eq!(*passed(Answer::Result(Payload::new(text.clone()))).raw(), text);
+        }
+        for text in [
+            r#"{ "code":1,"message":"","data":{"code":"own","decision":"x"}}"#,
+            r#"{ "code":1,"message":"","data":{"code":"policy-denied"}}"#,
+            r#"{ "code":1,"message":""}"#,
+        ] {
+            let text = Bytes::from_static(text.as_bytes());
+            assert_eq!(*passed(Answer::Error(Payload::new(text.clone()))).raw(), text);
+        }
     }
 
     #[test]

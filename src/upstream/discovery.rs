@@ -101,12 +101,30 @@ pub type Items = Arc<List>;
 pub struct List {
     items: Vec<Arc<Definition>>,
     notices: Notices,
+    members: Option<ListMembers>,
+}
+
+/// Members of a list result beside its items and cursor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListMembers {
+    /// An object with those of the first page: `_meta`, `ttlMs`, `cacheScope` and members that MCP
+    /// does not define. `ttlMs` is the least of all pages.
+    pub text: Bytes,
+    /// Whether the server is a modern one.
+    pub modern: bool,
+    /// Time in milliseconds for which the list counts as fresh; 0 if the server does not say it.
+    pub ttl_ms: u64,
 }
 
 impl List {
     /// Notices about items that were left out.
     pub fn notices(&self) -> &Notices {
         &self.notices
+    }
+
+    /// The members beside the items; `None` if the server has no such list.
+    pub fn members(&self) -> Option<&ListMembers> {
+        self.members.as_ref()
     }
 
     /// Whether both lists have the same items, byte for byte.
@@ -143,7 +161,7 @@ impl Deref for List {
 
 impl FromIterator<Arc<Definition>> for List {
     fn from_iter<T: IntoIterator<Item = Arc<Definition>>>(items: T) -> Self {
-        Self { items: items.into_iter().collect(), notices: Notices::default() }
+        Self { items: items.into_iter().collect(), ..Self::default() }
     }
 }
 
@@ -179,6 +197,9 @@ impl Notices {
     }
 }
 
+/// Members of a page.
+const CURSOR: &str = "nextCursor";
+const TTL: &str = "ttlMs";
 /// Maximum number of notices of one list.
 const MOST_NOTICES: usize = 16;
 /// Maximum number of characters of an item's name in a notice.
@@ -353,6 +374,7 @@ impl Collected {
             || CallError::Misbehaved(format!("its answer to `{}` is not a list", offer.method()));
         let object = Object::parse(result).map_err(|_| misbehaved())?;
         let list = object.get(offer.member()).ok_or_else(misbehaved)?;
+        self.members(&object);
         let raws: Vec<&serde_json::value::RawValue> =
             serde_json::from_slice(&list).map_err(|_| misbehaved())?;
         for raw in raws {
@@ -367,9 +389,30 @@ impl Collected {
             }
         }
         Ok(object
-            .get("nextCursor")
+            .get(CURSOR)
             .and_then(|cursor| serde_json::from_slice::<Value>(&cursor).ok())
             .filter(Value::is_string))
+    }
+
+    /// Keeps the members of the first page, with the least `ttlMs` of all.
+    fn members(&mut self, page: &Object) {
+        let ttl_ms: Option<u64> = page.get(TTL).and_then(|ttl| serde_json::from_slice(&ttl).ok());
+        let ttl_ms = ttl_ms.filter(|_| self.modern).unwrap_or_default();
+        match &mut self.list.members {
+            None => {
+                // A list cannot ask the client for input.
+                let without = [self.offer.member(), CURSOR, "inputRequests", "requestState"];
+                let text = page.with(&without.map(|member| (member, None)));
+                self.list.members = Some(ListMembers { text, modern: self.modern, ttl_ms });
+            }
+            Some(first) if ttl_ms < first.ttl_ms => {
+                first.ttl_ms = ttl_ms;
+                if let Ok(object) = Object::parse(first.text.clone()) {
+                    first.text = object.with(&[(TTL, Some(ttl_ms.to_string().as_bytes()))]);
+                }
+            }
+            Some(_) => {}
+        }
     }
 
     fn item(&mut self, server: &ServerName, name: String, raw: Bytes) {
@@ -426,6 +469,30 @@ mod tests {
             let bad = Bytes::copy_from_slice(bad.as_bytes());
             assert!(Collected::default().page(&server, bad).is_err());
         }
+    }
+
+    #[test]
+    fn members_beside_the_items_are_those_of_the_first_page() {
+        let first = r#"{"_meta":{"a":1.0},"tools":[],"ttlMs":900,"x": 50.00,"nextCursor":"2"}"#;
+        let second = r#"{"_meta":{"b":2},"tools":[{"name":"b"}],"ttlMs":70,"y":1}"#;
+        let third = r#"{"tools":[],"ttlMs":800,"inputRequests":{},"requestState":""}"#;
+        let members = |modern, pages: &[&'static str]| gathered(modern, pages).members.unwrap();
+        let kept = members(true, &[first]);
+        assert_eq!(kept.text, r#"{"_meta":{"a":1.0},"ttlMs":900,"x": 50.00}"#);
+        assert_eq!((kept.modern, kept.ttl_ms), (true, 900));
+        let kept = members(true, &[first, second, third]);
+        assert_eq!(kept.text, r#"{"_meta":{"a":1.0},"ttlMs":70,"x": 50.00}"#);
+        assert_eq!(kept.ttl_ms, 70);
+        assert_eq!(members(true, &[third]).text, r#"{"ttlMs":800}"#);
+        // Earlier revisions have no such member, so it means nothing there.
+        let kept = members(false, &[first, second]);
+        assert_eq!((kept.modern, kept.ttl_ms), (false, 0));
+        assert!(may_have(&kept.text, "900"));
+        for bad in [r#"{"tools":[],"ttlMs":-1}"#, r#"{"tools":[],"ttlMs":"1"}"#, r#"{"tools":[]}"#]
+        {
+            assert_eq!(members(true, &[bad]).ttl_ms, 0, "{bad}");
+        }
+        assert!(List::default().members().is_none());
     }
 
     #[test]

@@ -27,6 +27,7 @@ use super::{
 use crate::config;
 use portcullis_foundation::atomic_file;
 use portcullis_protocol::{
+    codec::Object,
     exchange::{Payload, Revision},
     names::ServerName,
 };
@@ -57,6 +58,8 @@ struct CachedDiscovery {
     revision: String,
     greeting: Box<RawValue>,
     lists: BTreeMap<String, Vec<Box<RawValue>>>,
+    /// The members of each list beside its items.
+    members: BTreeMap<String, Box<RawValue>>,
 }
 
 /// Name of the folder of the state folder that has a file for each server.
@@ -114,7 +117,8 @@ impl DiscoveryCache {
     /// Stores a list, and writes the file if the list changed.
     pub fn learn_list(self: &Arc<Self>, offer: ListKind, items: &Items) {
         let before = self.lists[offer as usize].write().replace(items.clone());
-        if !before.is_some_and(|before| before.is_same(items)) {
+        let is_same = |before: Items| before.is_same(items) && before.members() == items.members();
+        if !before.is_some_and(is_same) {
             let cache = self.clone();
             tokio::spawn(async move { cache.write_file().await });
         }
@@ -145,7 +149,8 @@ impl DiscoveryCache {
         let Some(revision) = Revision::parse(&written.revision) else { return };
         for offer in ListKind::ALL {
             let Some(items) = written.lists.get(offer.method()) else { continue };
-            let list = List::of(&self.name, offer, revision.is_modern(), items);
+            let members = written.members.get(offer.method());
+            let list = List::of(&self.name, offer, revision.is_modern(), items, members);
             self.lists[offer as usize].write().get_or_insert(Items::new(list));
         }
         let words = Payload::new(Bytes::from(written.greeting.get().to_owned()));
@@ -160,11 +165,13 @@ impl DiscoveryCache {
         };
         let raw = |text: &Bytes| serde_json::from_slice::<Box<RawValue>>(text).ok();
         let Some(words) = raw(handshake.words.raw()) else { return };
-        let mut lists = BTreeMap::new();
+        let (mut lists, mut members) = (BTreeMap::new(), BTreeMap::new());
         for offer in ListKind::ALL {
             if let Some(items) = &*self.lists[offer as usize].read() {
-                let items = items.iter().filter_map(|item| raw(item.definition.raw()));
-                lists.insert(offer.method().to_owned(), items.collect());
+                let texts = items.iter().filter_map(|item| raw(item.definition.raw()));
+                lists.insert(offer.method().to_owned(), texts.collect());
+                let beside = items.members().and_then(|members| raw(&members.text));
+                members.extend(beside.map(|text| (offer.method().to_owned(), text)));
             }
         }
         let (launcher, settings, scrub) =
@@ -174,8 +181,8 @@ impl DiscoveryCache {
         let name = server.clone();
         let written = tokio::task::spawn_blocking(move || -> io::Result<()> {
             let of = launcher.what(&name, &settings);
-            let text =
-                serde_json::to_string(&CachedDiscovery { of, revision, greeting: words, lists })?;
+            let cached = CachedDiscovery { of, revision, greeting: words, lists, members };
+            let text = serde_json::to_string(&cached)?;
             let mut clean = text.clone();
             scrub(&mut clean);
             // A list with a secret in it is not written; callers wait for the server.
@@ -213,11 +220,22 @@ impl Launcher {
 }
 
 impl List {
-    /// A list of cached items.
-    fn of(server: &ServerName, offer: ListKind, modern: bool, items: &[Box<RawValue>]) -> Self {
-        let items: Vec<_> = items.iter().map(|item| item.get()).collect();
-        let page = format!("{{\"{}\":[{}]}}", offer.member(), items.join(","));
-        Self::of_page(server, offer, modern, page.into()).unwrap_or_default()
+    /// A list of cached items, with its other members. Without members, the server has no such list.
+    fn of(
+        server: &ServerName,
+        offer: ListKind,
+        modern: bool,
+        items: &[Box<RawValue>],
+        members: Option<&Box<RawValue>>,
+    ) -> Self {
+        let list = || {
+            let items: Vec<_> = items.iter().map(|item| item.get()).collect();
+            let items = format!("[{}]", items.join(","));
+            let members = Object::parse(members?.get().to_owned().into()).ok()?;
+            let page = members.with(&[(offer.member(), Some(items.as_bytes()))]);
+            Self::of_page(server, offer, modern, page).ok()
+        };
+        list().unwrap_or_default()
     }
 }
 
@@ -258,11 +276,13 @@ mod tests {
         let words = Payload::new(Bytes::from_static(br#"{"capabilities":{"tools":{}}}"#));
         let revision = Revision::LATEST_LEGACY;
         first.store_handshake(&Arc::new(Handshake { revision, words }));
-        first.learn_list(ListKind::Tools, &tools(r#"{"tools":[{"name":"a"}]}"#));
+        first.learn_list(ListKind::Tools, &tools(r#"{"tools":[{"name":"a"}],"x":1.0}"#));
         until(|| file.exists()).await;
 
         let reopened = cache(folder.path(), config::Server::default());
-        assert_eq!(reopened.list(ListKind::Tools).await.unwrap()[0].name, "a");
+        let list = reopened.list(ListKind::Tools).await.unwrap();
+        assert_eq!(list[0].name, "a");
+        assert_eq!(list.members().unwrap().text, r#"{"x":1.0}"#);
         assert!(reopened.list(ListKind::Prompts).await.is_none());
         assert_eq!(reopened.handshake().await.unwrap().revision, revision);
         let changed = config::Server { concurrent: 1, ..Default::default() };

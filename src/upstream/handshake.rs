@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use serde_json::{Value, json};
 
 use super::{
@@ -126,14 +127,13 @@ pub(super) async fn perform_handshake(
 ) -> Result<Handshake, CallError> {
     let handshake = match approach {
         Approach::Legacy => initialize(link, handshake_params, deadline).await?,
-        Approach::Modern => discover(link, deadline)
-            .await?
-            .ok_or_else(|| CallError::Misbehaved("it does not speak 2026-07-28".into()))?,
-        Approach::ModernFirst => {
-            probe(link, handshake_params, PROBE.min(deadline), deadline).await?
-        }
-        Approach::LegacyFirst => {
-            legacy_first(link, handshake_params, deadline / 2, deadline).await?
+        Approach::Modern => discover(link, deadline).await?.ok_or_else(not_modern)?,
+        Approach::ModernFirst | Approach::LegacyFirst => {
+            let patience = match approach {
+                Approach::LegacyFirst => deadline / 2,
+                _ => PROBE.min(deadline),
+            };
+            try_both(link, approach, handshake_params, patience, deadline).await?
         }
     };
     link.agreed(handshake.revision);
@@ -144,76 +144,57 @@ pub(super) async fn perform_handshake(
     Ok(handshake)
 }
 
-/// Determines the era. A server that has not answered after `patience` may be slow, or legacy and
-/// ignore unknown requests. So `initialize` is sent as well, and the answer to `server/discover`
-/// still counts: a slow modern server sends it, and refuses `initialize` on the connection on
-/// which it did.
-async fn probe(
+/// Tries the first era of an approach, and the other one if the server refuses that. A server that
+/// has not answered after `patience` may be slow, or ignore requests of the first era. So the request
+/// of the other era is sent as well, and the answer to the first one still counts: a slow modern
+/// server sends it, and refuses `initialize` on the connection on which it did.
+async fn try_both(
     link: &dyn ServerTransport,
+    approach: Approach,
     handshake_params: &HandshakeParams,
     patience: Duration,
     deadline: Duration,
 ) -> Result<Handshake, CallError> {
-    let discovery = discover(link, deadline);
-    tokio::pin!(discovery);
-    let settled = |found: Result<Option<Handshake>, CallError>| match found {
-        Err(failure) if link.dead().is_some() => Some(Err(failure)),
-        found => found.ok().flatten().map(Ok),
+    let legacy_first = approach == Approach::LegacyFirst;
+    let discovery = discover(link, deadline).boxed();
+    let initialization = initialize(link, handshake_params, deadline).map_ok(Some).boxed();
+    let (mut first, mut second) =
+        if legacy_first { (initialization, discovery) } else { (discovery, initialization) };
+    let mut other = None;
+    let found = match tokio::time::timeout(patience, &mut first).await {
+        Ok(found) => found,
+        Err(_) => tokio::select! {
+            biased;
+            found = &mut first => found,
+            found = &mut second => match found {
+                Ok(Some(handshake)) => return Ok(handshake),
+                refused => {
+                    other = Some(refused);
+                    first.await
+                }
+            },
+        },
     };
-    if let Ok(found) = tokio::time::timeout(patience, &mut discovery).await {
-        return match settled(found) {
-            Some(end) => end,
-            None => initialize(link, handshake_params, deadline).await,
-        };
-    }
-    let initialization = initialize(link, handshake_params, deadline);
-    tokio::pin!(initialization);
-    tokio::select! {
-        biased;
-        found = &mut discovery => match settled(found) {
-            Some(end) => end,
-            None => initialization.await,
-        },
-        handshake = &mut initialization => match handshake {
-            Ok(handshake) => Ok(handshake),
-            Err(failure) => settled(discovery.await).unwrap_or(Err(failure)),
-        },
+    let failure = match found {
+        Ok(Some(handshake)) => return Ok(handshake),
+        Err(failure) if link.dead().is_some() => return Err(failure),
+        Err(failure) => failure,
+        Ok(None) => not_modern(),
+    };
+    let other = match other {
+        Some(refused) => refused,
+        None => second.await,
+    };
+    match other {
+        Ok(Some(handshake)) => Ok(handshake),
+        // What the server says in its own era explains more than that it lacks the modern one.
+        Err(legacy) if !legacy_first => Err(legacy),
+        _ => Err(failure),
     }
 }
 
-/// Tries the legacy era, and the modern one if the server refuses that. A server that has not
-/// answered after `patience` may be slow, or ignore `initialize`. So `server/discover` is sent as
-/// well, and the answer to `initialize` still counts.
-async fn legacy_first(
-    link: &dyn ServerTransport,
-    handshake_params: &HandshakeParams,
-    patience: Duration,
-    deadline: Duration,
-) -> Result<Handshake, CallError> {
-    let initialization = initialize(link, handshake_params, deadline);
-    tokio::pin!(initialization);
-    let refused = match tokio::time::timeout(patience, &mut initialization).await {
-        Ok(Err(failure)) if link.dead().is_none() => Some(failure),
-        Ok(handshake) => return handshake,
-        Err(_) => None,
-    };
-    let discovery = discover(link, deadline);
-    tokio::pin!(discovery);
-    let failure = match refused {
-        Some(failure) => failure,
-        None => tokio::select! {
-            biased;
-            handshake = &mut initialization => match handshake {
-                Err(failure) if link.dead().is_none() => failure,
-                handshake => return handshake,
-            },
-            found = &mut discovery => match found {
-                Ok(Some(handshake)) => return Ok(handshake),
-                _ => return initialization.await,
-            },
-        },
-    };
-    discovery.await.ok().flatten().ok_or(failure)
+fn not_modern() -> CallError {
+    CallError::Misbehaved("it does not speak 2026-07-28".into())
 }
 
 async fn discover(
@@ -304,12 +285,7 @@ mod tests {
         let handshake_params = HandshakeParams::default();
         let handshake = async {
             let (patience, deadline) = (Duration::ZERO, Duration::from_secs(9));
-            match approach {
-                Approach::LegacyFirst => {
-                    legacy_first(&link, &handshake_params, patience, deadline).await
-                }
-                _ => probe(&link, &handshake_params, patience, deadline).await,
-            }
+            try_both(&link, approach, &handshake_params, patience, deadline).await
         };
         let (handshake, _open) = tokio::join!(handshake, server);
         handshake.map(|handshake| handshake.revision)

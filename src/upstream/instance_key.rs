@@ -4,15 +4,17 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use portcullis_protocol::{exchange::Revision, identity::PrincipalKind, names::SessionId};
 
 /// Key of an instance other than the shared one: its legacy session or its modern client.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum InstanceKey {
     /// The clients before 2026-07-28 that share an instance of a server of both eras.
     Legacy,
-    /// A legacy session.
+    /// A legacy session. It ends with the proxy, and its id is a secret, so it is never stored.
+    #[serde(skip)]
     Session(SessionId),
     /// A modern client. It has no session, so its principal and capabilities identify it.
     Client {

@@ -56,7 +56,7 @@ mod warm_pool;
 
 pub use call_error::CallError;
 pub use deadline::{Deadline, PauseGuard};
-pub use discovery::{Items, List, ListKind, Notices};
+pub use discovery::{Items, List, ListKind, ListMembers, Notices};
 pub use discovery_cache::{KNOWN_FOLDER, kept_tools};
 pub use engine_handle::Engines;
 pub use event::{

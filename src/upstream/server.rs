@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    hash::{BuildHasher as _, Hasher as _, RandomState},
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -11,6 +12,7 @@ use std::{
 use futures_util::{StreamExt as _, future::join_all};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::{
     sync::CancellationToken,
@@ -55,6 +57,9 @@ pub struct Server {
     pub settings: config::Server,
     /// Unique number among all servers and all instances that ever ran.
     pub number: u64,
+    /// Identifies the config entry of a remote server: the same after a restart of the proxy, and
+    /// another one after a change of the entry.
+    pub remote: Option<u64>,
     common: Arc<ServerShared>,
     instances: InstanceSet,
     pool: Arc<WarmPool>,
@@ -119,6 +124,7 @@ impl Server {
         let pool = WarmPool::new(common.clone());
         Self {
             name,
+            remote: settings.url.is_some().then(|| entry_number(&settings)),
             settings,
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             instances: InstanceSet::new(common.clone(), pool.clone()),
@@ -445,4 +451,14 @@ impl Server {
         let unwell = self.common.unwell.load(Ordering::Relaxed);
         Status::of(shared, &others, placement, self.pool.count(), unwell)
     }
+}
+
+/// A number that only the same config entry has.
+fn entry_number(settings: &config::Server) -> u64 {
+    let Ok(text) = serde_json::to_vec(settings) else {
+        // A random number, which no entry has after a restart.
+        return RandomState::new().build_hasher().finish();
+    };
+    let digest = Sha256::digest(text);
+    digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }

@@ -530,7 +530,7 @@ fn secret_option_applies_to_one_server() {
     let (code, _, err) = run(dir, &[&import[..], &["TOKEN=env:MINE"]].concat());
     assert!(code == 2 && err.contains("--secret SERVER/NAME=REFERENCE"), "{err}");
     let (code, _, err) = run(dir, &[&import[..], &["githb/TOKEN=env:MINE"]].concat());
-    assert!(code == 2 && err.contains("no server of"), "{err}");
+    assert!(code == 2 && err.contains("not a server of"), "{err}");
     assert_eq!(config(dir), CONFIG);
     ok(dir, &[&import[..], &["github/TOKEN=env:MINE"]].concat());
     let from = |server: &str| table(dir)["servers"][server]["secrets"]["TOKEN"]["from"].clone();

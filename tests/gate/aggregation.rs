@@ -483,3 +483,74 @@ async fn modern_server_gets_its_declared_headers() {
     assert!(told.iter().any(|n| n.contains("`bad`") && n.contains("x-mcp-header")), "{told:?}");
     gate.stop().await;
 }
+
+/// A modern server over HTTP with this handshake and this list of tools.
+async fn saying(discovered: Value, listed: Value) -> String {
+    let answer = move |Json(message): Json<Value>| async move {
+        let mut result = match message["method"].as_str().unwrap_or_default() {
+            "server/discover" => discovered,
+            "tools/list" => listed,
+            other => {
+                let error = json!({ "code": -32601, "message": format!("no method {other}") });
+                return Json(json!({ "jsonrpc": "2.0", "id": message["id"], "error": error }));
+            }
+        };
+        result["resultType"] = "complete".into();
+        Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }))
+    };
+    let app = axum::Router::new().route("/mcp", axum::routing::post(answer));
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    format!("http://{addr}/mcp")
+}
+
+#[tokio::test]
+async fn members_of_lists_and_instructions_are_kept_or_merged() {
+    let discovered = |instructions: &str, extensions: Value| {
+        json!({
+            "supportedVersions": [MODERN],
+            "capabilities": { "tools": {}, "extensions": extensions },
+            "instructions": instructions, "ttlMs": 0, "cacheScope": "private",
+        })
+    };
+    let listed = |ttl: u64| {
+        json!({
+            "_meta": { "acme/revision": 7 }, "tools": [{ "name": "one", "inputSchema": {} }],
+            "acme/hint": true, "ttlMs": ttl, "cacheScope": "public",
+        })
+    };
+    let tasks = json!({ "io.modelcontextprotocol/tasks": {} });
+    let far = saying(discovered("Be brief.", tasks), listed(90_000)).await;
+    let near = saying(discovered("Be near.", json!({})), listed(30_000)).await;
+    let config = format!("[servers.far]\nurl = \"{far}\"\n[servers.near]\nurl = \"{near}\"");
+    let gate = Setup::new(&config).start().await;
+    for server in ["far", "near"] {
+        let agent = Agent::modern(&gate.url(&format!("/servers/{server}/mcp")), None);
+        let list = agent.ask("tools/list", json!({})).await.unwrap();
+        assert_eq!(list["_meta"]["acme/revision"], 7, "{list:#}");
+        assert_eq!(list["acme/hint"], true, "{list:#}");
+        assert_eq!(list["ttlMs"], if server == "far" { 60_000 } else { 30_000 }, "{list:#}");
+        // Policies decide what each client sees.
+        assert_eq!(list["cacheScope"], "private", "{list:#}");
+        let agent =
+            Agent::legacy(&gate.url(&format!("/servers/{server}/mcp")), None).await.unwrap();
+        let list = agent.ask("tools/list", json!({})).await.unwrap();
+        assert_eq!(list["acme/hint"], true, "{list:#}");
+        assert!(list.get("ttlMs").is_none() && list.get("cacheScope").is_none(), "{list:#}");
+        // A legacy client cannot follow the extension's tasks.
+        assert!(agent.greeting["capabilities"].get("tasks").is_none(), "{:#}", agent.greeting);
+    }
+    let list = gate.modern().ask("tools/list", json!({})).await.unwrap();
+    assert_eq!(list["tools"].as_array().unwrap().len(), 2, "{list:#}");
+    assert_eq!((&list["ttlMs"], &list["_meta"]), (&json!(30_000), &Value::Null), "{list:#}");
+    let merged = gate.modern().ask("server/discover", json!({})).await.unwrap();
+    let expected = "Instructions of the server `far`:\n\n> Be brief.\n\n\
+        Instructions of the server `near`:\n\n> Be near.";
+    assert_eq!(merged["instructions"], expected, "{merged:#}");
+    let extensions = &merged["capabilities"]["extensions"];
+    assert!(extensions.get("io.modelcontextprotocol/tasks").is_some(), "{merged:#}");
+    let legacy = gate.legacy().await;
+    assert_eq!(legacy.greeting["instructions"], expected, "{:#}", legacy.greeting);
+    gate.stop().await;
+}

@@ -143,6 +143,12 @@ async fn cancelled_request_gets_a_valid_response() {
         (reply.messages()[0]["id"].clone(), reply.refusal()),
         (json!(7), "cancelled".into())
     );
+    let decision = &reply.messages()[0]["error"]["data"]["decision"];
+    // Each of the two calls has one record, beside its intent if it was decided.
+    let mut records = gate.records(&["method = tools/call"]).await;
+    records.retain(|record| record["record"] != "intent");
+    assert_eq!(records.len(), 2, "{records:#?}");
+    assert!(records.iter().any(|record| record["id"] == *decision), "{records:#?}");
     gate.stop().await;
 }
 

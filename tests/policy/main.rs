@@ -306,6 +306,7 @@ fn can_i_uses_the_last_listed_annotations() {
             { "name": "read_note", "annotations": { "readOnlyHint": true } },
             { "name": "delete_note" },
         ] },
+        "members": { "tools/list": {} },
     });
     fs::write(known.join("notes.json"), tools.to_string()).unwrap();
     assert_snapshot!(ask("notes/read_note"), @r#"

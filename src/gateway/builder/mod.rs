@@ -258,9 +258,12 @@ impl GatewayBuilder {
         let revision = self.record(loaded, &audit, purpose).await?;
         let exports = std::mem::take(&mut self.exports);
         let exports = audit.export(exports, |name| metrics.export(name))?;
-        let router = Router::new(existing.iter().map(|existing| existing.server.clone()));
-        let parts =
-            Parts { config, seal: Arc::new(seal), router: Arc::new(router), audit, exports };
+        let router = Arc::new(Router::new(existing.iter().map(|one| one.server.clone())));
+        let (routes, state_dir) = (router.clone(), config.state_dir.clone());
+        let server_tasks = tokio::task::spawn_blocking(move || Tasks::open(routes, &state_dir))
+            .await
+            .map_err(|error| StartFailure::Task(error.to_string()))?;
+        let parts = Parts { config, seal: Arc::new(seal), router, server_tasks, audit, exports };
         let gateway = self.assemble(parts, revision);
         existing.into_iter().for_each(|existing| gateway.servers.register(existing));
         tokio::spawn({
@@ -297,7 +300,7 @@ impl GatewayBuilder {
 
     /// Creates the components with their dependencies.
     fn assemble(&mut self, parts: Parts, revision: Revision) -> Arc<Gateway> {
-        let Parts { config, seal, router, audit, exports } = parts;
+        let Parts { config, seal, router, server_tasks, audit, exports } = parts;
         let (metrics, policies, gate) =
             (self.metrics.clone(), self.policies.clone(), self.gate.clone());
         let (launcher, approvals) = (self.launcher.clone(), self.approvals.clone());
@@ -343,7 +346,6 @@ impl GatewayBuilder {
             tasks.clone(),
             closing.clone(),
         );
-        let server_tasks = Tasks::new(router.clone());
         let in_flight = Arc::new(InFlightCalls::default());
         let servers = Servers::new(ServersParts {
             config: config.clone(),
@@ -402,6 +404,7 @@ struct Parts {
     config: Arc<Config>,
     seal: Arc<Seal>,
     router: Arc<Router>,
+    server_tasks: Arc<Tasks>,
     audit: Audit,
     exports: export::Streams,
 }

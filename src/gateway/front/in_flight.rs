@@ -69,11 +69,9 @@ impl InFlight {
 }
 
 impl Answer {
-    /// Whether the client cancelled the request. Then it should get no response. There is a text if
-    /// the request was not decided yet.
+    /// Whether the client cancelled the request. Then it should get no response.
     pub fn is_cancelled(&self) -> bool {
-        let ExchangeResponse { text, refused, .. } = &self.answered;
-        self.expects_response && (text.is_none() || *refused == Some(Code::Cancelled))
+        self.expects_response && self.answered.refused == Some(Code::Cancelled)
     }
 
     /// The text for a client that would take a notification's refusal for a response, and does not

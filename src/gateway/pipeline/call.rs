@@ -31,6 +31,7 @@ use portcullis_protocol::{
     codec::{
         Frame, Id, Kind, Object,
         era::{self, ClientDetails, ResultKind, TASKS_EXTENSION},
+        may_have,
     },
     exchange::{Answer, Exchange, Method, Payload, Revision, Target},
     refusal::{Code, Refusal},
@@ -79,6 +80,20 @@ fn suits_any_replica(client: &ClientContext, exchange: &Exchange) -> bool {
         Method::PROMPTS_GET | Method::RESOURCES_READ | Method::COMPLETE => true,
         _ => false,
     }
+}
+
+/// Whether a legacy server runs the called tool only as a task.
+fn runs_only_as_task(exchange: &Exchange) -> bool {
+    let Target::Tool { tool: Some(tool), .. } = &exchange.target else { return false };
+    let support = tool.definition.value().pointer("/execution/taskSupport");
+    support.and_then(Value::as_str) == Some("required")
+}
+
+/// Whether a modern result says that the call continues as a task.
+fn is_task(result: &Bytes) -> bool {
+    may_have(result, "\"task\"")
+        && Object::parse(result.clone())
+            .is_ok_and(|result| ResultKind::of(&result) == ResultKind::Task)
 }
 
 /// Sends calls to servers.
@@ -135,6 +150,10 @@ impl ServerCalls {
             }
         }
         let revision = running.handshake.revision;
+        if client.revision.is_modern() && !revision.is_modern() && runs_only_as_task(exchange) {
+            let words = "the tool runs only as a task, which this client's revision does not have";
+            return Err(Refusal::new(Code::TaskUnsupported, words));
+        }
         let mut params = outgoing(&context, revision);
         if let (Some(State::Server(own)), Some(text)) = (&state, &params) {
             // The state that the client returns is the server's own again.
@@ -439,6 +458,13 @@ impl ServerCalls {
             Reply::Result(result) => {
                 let result = era::result(result, method, revision, client)
                     .map_err(|why| failed(&CallError::Misbehaved(why.into()), context))?;
+                if client.is_modern()
+                    && !context.client.abilities.extension(TASKS_EXTENSION)
+                    && is_task(&result)
+                {
+                    let why = "it created a task for a client that does not declare tasks";
+                    return Err(failed(&CallError::Misbehaved(why.into()), context));
+                }
                 if revision.is_modern() && client.is_modern() {
                     return self.sealed(context, result);
                 }
@@ -450,7 +476,7 @@ impl ServerCalls {
     /// A modern result with the server's `requestState` sealed into one of the proxy's.
     fn sealed(&self, context: &CallContext<'_>, result: Bytes) -> Result<Answer, Refusal> {
         let plain = |result| Ok(Answer::Result(Payload::new(result)));
-        if !portcullis_protocol::codec::may_have(&result, "requestState") {
+        if !may_have(&result, "requestState") {
             return plain(result);
         }
         let Ok(object) = Object::parse(result.clone()) else { return plain(result) };
@@ -510,7 +536,7 @@ fn outgoing(context: &CallContext<'_>, server: Revision) -> Option<Bytes> {
         info: client.info.clone(),
         level: client.level.map(|level| level.as_str()),
     };
-    if let Some(translated) = era::params(raw, &client_details, server) {
+    if let Some(translated) = era::params(raw, &context.exchange.method, &client_details, server) {
         return Some(translated);
     }
     let sent = match &context.frame.kind {

@@ -50,9 +50,9 @@ use crate::{
 use portcullis_audit::Conclusion;
 use portcullis_chain::{Party, Weight, in_turns};
 use portcullis_protocol::{
-    codec::{Frame, Id, Kind, Object, may_have},
+    codec::{Frame, Id, Kind, Object, era::RESOURCE_NOT_FOUND, may_have},
     exchange::{Answer, Exchange, Method, Payload, Phase, Revision, Target},
-    refusal::{Code, Refusal},
+    refusal::{Code, Refusal, without_marks},
     seal::Seal,
 };
 use portcullis_telemetry::ToolCall;
@@ -122,7 +122,7 @@ pub struct ExchangeResponse {
 }
 
 impl ExchangeResponse {
-    /// No response: for a notification, a response, or a cancelled request.
+    /// No response: for a notification or a response.
     pub(crate) const NONE: Self = Self { text: None, refused: None, error: None, session: None };
 
     /// The response for a refusal, with this text.
@@ -425,7 +425,7 @@ impl Pipeline {
                 // A start of the server may have changed its image.
                 record.image = client.image(server).or(record.image.take());
                 let answer = answer?;
-                self.server_tasks.note(client, server, exchange, &answer)?;
+                self.server_tasks.note(client, server, exchange, &answer).await?;
                 Ok(answer)
             }
             Destination::Ambiguous => Err(ambiguous()),
@@ -448,7 +448,7 @@ impl Pipeline {
                 Refusal::new(Code::ServerMisbehaved, "the server returned an invalid response");
             return Outcome::Failed(refusal.detail(why));
         }
-        exchange.response = Some(answer);
+        exchange.response = Some(without_marks(answer));
         let passed = self.stages.chain.pass(exchange, Phase::Response, &mut record.trail).await;
         let obligations = &self.stages.obligations;
         match passed.and_then(|()| obligations.apply_labels(exchange, &record.trail.added_labels)) {
@@ -543,14 +543,27 @@ impl Pipeline {
                 ExchangeResponse { text, refused: Some(refusal.code), ..ExchangeResponse::NONE }
             }
             (Outcome::Refused(refusal) | Outcome::Failed(refusal), id) => {
+                let mut error = refusal.to_rpc_error(exchange.id);
+                let mut rpc = refusal.code.rpc();
+                if is_missing_resource(exchange, &refusal) {
+                    rpc = RESOURCE_NOT_FOUND;
+                    error["code"] = rpc.into();
+                }
                 if id.is_some() {
                     metrics.refusal(refusal.code);
-                    metrics.error(refusal.code.rpc().into());
+                    metrics.error(rpc.into());
                 }
-                let error = refusal.to_rpc_error(exchange.id).to_string();
-                ExchangeResponse::refused(Frame::error(id, error.as_bytes()), refusal.code)
+                let text = Frame::error(id, error.to_string().as_bytes());
+                let error = Some(rpc.into());
+                ExchangeResponse { error, ..ExchangeResponse::refused(text, refusal.code) }
             }
-            (Outcome::Answered(_), None) | (Outcome::Cancelled, _) => ExchangeResponse::NONE,
+            // On record already. Only transports that must answer send it.
+            (Outcome::Cancelled, Some(id)) => {
+                let refusal = Refusal::new(Code::Cancelled, "the client cancelled the request");
+                let error = refusal.to_rpc_error(exchange.id).to_string();
+                ExchangeResponse::refused(Frame::error(Some(id), error.as_bytes()), refusal.code)
+            }
+            (Outcome::Answered(_) | Outcome::Cancelled, None) => ExchangeResponse::NONE,
         }
     }
 
@@ -563,6 +576,7 @@ impl Pipeline {
     ) {
         use portcullis_telemetry::Outcome as Measured;
         let outcome = match (response.refused, &exchange.response) {
+            (Some(Code::Cancelled), _) => Measured::Cancelled,
             (Some(_), _) => Measured::Refused,
             (None, Some(Answer::Error(_))) => Measured::Error,
             (None, Some(Answer::Result(result))) => {
@@ -633,6 +647,14 @@ fn is_input_error(exchange: &Exchange, refusal: &Refusal) -> bool {
         && exchange.method.as_str() == Method::TOOLS_CALL
         && exchange.revision >= Revision::V2025_11_25
         && (exchange.revision.is_modern() || exchange.request.value().get("task").is_none())
+}
+
+/// Whether a refusal is that of a resource that does not exist, which has a code of its own in earlier
+/// revisions.
+fn is_missing_resource(exchange: &Exchange, refusal: &Refusal) -> bool {
+    refusal.code == Code::Unknown
+        && exchange.method.as_str() == Method::RESOURCES_READ
+        && !exchange.revision.is_modern()
 }
 
 fn cancelled() -> Refusal {

@@ -15,7 +15,7 @@ use portcullis_protocol::{
     names::ServerName,
     refusal::Refusal,
 };
-use portcullis_upstream::ListKind;
+use portcullis_upstream::{ListKind, ListMembers};
 
 /// Limits of a page. One item always fits.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +31,10 @@ pub struct Page {
     pub items: Vec<Bytes>,
     /// Start of the next page, if there is one.
     pub next: Option<Cursor>,
+    /// The other members of the list, if it has the items of one server only.
+    pub members: Option<ListMembers>,
+    /// Time in milliseconds for which the list counts as fresh: the least of its servers.
+    pub ttl_ms: u64,
 }
 
 /// The last item of a page. Changes before it do not move the items after it.
@@ -51,6 +55,23 @@ struct Part {
     /// Its index in the config.
     at: usize,
     catalog: Arc<MergedNames>,
+    /// Whether the server did not return its list.
+    is_missing: bool,
+}
+
+/// Longest time in milliseconds for which a client may keep a list: policies change what it may see,
+/// and the proxy's copy of the list has an age already.
+const MAX_TTL_MS: u64 = 60_000;
+
+impl Part {
+    /// Time in milliseconds for which the part counts as fresh; `None` if the server has no such
+    /// list. At most [`MAX_TTL_MS`].
+    fn ttl_ms(&self) -> Option<u64> {
+        if self.is_missing {
+            return Some(0);
+        }
+        self.catalog.items().members().map(|members| members.ttl_ms.min(MAX_TTL_MS))
+    }
 }
 
 impl Router {
@@ -73,15 +94,16 @@ impl Router {
                 let server_lists = self.server_lists(name)?.of(client, offer).await;
                 let catalog = server_lists.here(offer).await;
                 let catalog = catalog.map_err(|failure| failure.refusal(name))?;
-                vec![Part { server_lists, at: 0, catalog }]
+                vec![Part { server_lists, at: 0, catalog, is_missing: false }]
             }
             View::All => {
                 let seen = lists_by_server.values().enumerate();
                 let seen = seen.filter(|(_, server_lists)| sight.server(&server_lists.server.name));
                 join_all(seen.map(async |(at, server_lists)| {
                     let server_lists = server_lists.of(client, offer).await;
-                    let catalog = server_lists.soon(offer).await.unwrap_or_default();
-                    Part { server_lists, at, catalog }
+                    let catalog = server_lists.soon(offer).await;
+                    let is_missing = catalog.is_err();
+                    Part { server_lists, at, catalog: catalog.unwrap_or_default(), is_missing }
                 }))
                 .await
             }
@@ -93,7 +115,14 @@ impl Router {
             };
             (mark, rank)
         });
-        let mut page = Page::default();
+        let mut page = Page {
+            members: match &parts[..] {
+                [only] => only.catalog.items().members().cloned(),
+                _ => None,
+            },
+            ttl_ms: parts.iter().filter_map(Part::ttl_ms).min().unwrap_or_default(),
+            ..Page::default()
+        };
         let mut left = room.bytes;
         let mut last = None;
         for part in &parts {

@@ -97,7 +97,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         } else {
             ctx.note(error["message"].as_str().unwrap_or("refused"));
         }
-        let refused = error["data"]["code"].as_str().is_some_and(|code| {
+        // Only the proxy's errors have a decision id.
+        let code = error["data"]["decision"].as_str().and(error["data"]["code"].as_str());
+        let refused = code.is_some_and(|code| {
             !matches!(
                 code,
                 "server-unavailable"

@@ -5,7 +5,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::Object;
+use super::{Object, may_have};
 use crate::exchange::{Method, Revision};
 
 /// `_meta` keys of 2026-07-28.
@@ -22,7 +22,7 @@ pub const META_SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
 pub const TASKS_EXTENSION: &str = "io.modelcontextprotocol/tasks";
 
 /// Members of a result that only 2026-07-28 has.
-const MODERN_RESULT: [&str; 3] = ["resultType", "ttlMs", "cacheScope"];
+pub const MODERN_RESULT: [&str; 3] = ["resultType", "ttlMs", "cacheScope"];
 
 /// Name and version of the proxy, for servers and clients.
 pub fn implementation() -> Value {
@@ -57,7 +57,7 @@ impl ClientDetails {
         let text = |value: Value| Bytes::from(value.to_string());
         let mut meta = vec![
             (META_REVISION, text(Revision::LATEST_MODERN.as_str().into())),
-            (META_CAPABILITIES, self.capabilities.clone()),
+            (META_CAPABILITIES, without_tasks(&self.capabilities)),
             (META_CLIENT_INFO, self.info.clone().unwrap_or_else(|| text(implementation()))),
         ];
         meta.extend(self.level.map(|level| (META_LOG_LEVEL, text(level.into()))));
@@ -65,9 +65,28 @@ impl ClientDetails {
     }
 }
 
+/// A legacy client's capabilities without the tasks extension: the client has no method to follow
+/// such a task, so the server must not create one.
+fn without_tasks(capabilities: &Bytes) -> Bytes {
+    if !may_have(capabilities, TASKS_EXTENSION) {
+        return capabilities.clone();
+    }
+    let rest = || {
+        let capabilities = Object::parse(capabilities.clone()).ok()?;
+        let extensions = capabilities.object("extensions")?.with(&[(TASKS_EXTENSION, None)]);
+        Some(capabilities.with(&[("extensions", Some(&extensions))]))
+    };
+    rest().unwrap_or_else(|| capabilities.clone())
+}
+
 /// A client's `params` translated to the server's era; `None` if they do not change. Params that
 /// are not an object, or whose `_meta` is not, stay unchanged: the codec refused them before.
-pub fn params(raw: &Bytes, client: &ClientDetails, server: Revision) -> Option<Bytes> {
+pub fn params(
+    raw: &Bytes,
+    method: &Method,
+    client: &ClientDetails,
+    server: Revision,
+) -> Option<Bytes> {
     if client.revision.is_modern() == server.is_modern() {
         return None;
     }
@@ -89,6 +108,10 @@ pub fn params(raw: &Bytes, client: &ClientDetails, server: Revision) -> Option<B
     }
     let mut edits: Vec<(&str, Option<&[u8]>)> =
         vec![("inputResponses", None), ("requestState", None)];
+    if method.as_str() == Method::TOOLS_CALL {
+        // A modern client does not request a task, and could not follow one of a legacy server.
+        edits.push(("task", None));
+    }
     let modern = [META_REVISION, META_CAPABILITIES, META_CLIENT_INFO, META_LOG_LEVEL];
     let rest = meta.as_ref().map(|meta| meta.with(&modern.map(|key| (key, None))));
     if let (Some(meta), Some(rest)) = (&meta, &rest) {
@@ -140,6 +163,11 @@ pub fn result(
     }
     let Ok(result) = Object::parse(raw.clone()) else { return Ok(raw) };
     if client.is_modern() {
+        // The server created a task by the extension, without its revision.
+        let creates = method.as_str() == Method::TOOLS_CALL;
+        if creates && ResultKind::of(&result) == ResultKind::Task {
+            return Ok(raw);
+        }
         let mut edits: Vec<(&str, Option<&[u8]>)> = vec![("resultType", Some(b"\"complete\""))];
         if method.as_str() == Method::RESOURCES_READ {
             edits.push(("ttlMs", Some(b"0")));
@@ -153,20 +181,27 @@ pub fn result(
     }
 }
 
-/// Error code of a legacy server for a missing resource. In 2026-07-28 it is `-32602`, which has
-/// other meanings too, so the reverse has no translation.
-const RESOURCE_NOT_FOUND: &[u8] = b"-32002";
+/// Error code of a legacy server for a missing resource.
+pub const RESOURCE_NOT_FOUND: i32 = -32002;
+/// In 2026-07-28 it is this one, which has other meanings too: there, the error's data has the `uri`.
+const INVALID_PARAMS: i32 = -32602;
 
 /// A server's `error` translated to the client's era.
 pub fn error(raw: Bytes, method: &Method, server: Revision, client: Revision) -> Bytes {
-    if server.is_modern() || !client.is_modern() || method.as_str() != Method::RESOURCES_READ {
+    if server.is_modern() == client.is_modern() || method.as_str() != Method::RESOURCES_READ {
         return raw;
     }
-    match Object::parse(raw.clone()) {
-        Ok(error) if error.get("code").is_some_and(|code| &code[..] == RESOURCE_NOT_FOUND) => {
-            error.with(&[("code", Some(b"-32602"))])
-        }
-        _ => raw,
+    let (from, to) = match client.is_modern() {
+        true => (RESOURCE_NOT_FOUND, INVALID_PARAMS),
+        false => (INVALID_PARAMS, RESOURCE_NOT_FOUND),
+    };
+    let Ok(error) = Object::parse(raw.clone()) else { return raw };
+    let is_missing = error.get("code").is_some_and(|code| code == from.to_string())
+        && (client.is_modern()
+            || error.object("data").is_some_and(|data| data.string("uri").is_some()));
+    match is_missing {
+        true => error.with(&[("code", Some(to.to_string().as_bytes()))]),
+        false => raw,
     }
 }
 
@@ -182,7 +217,6 @@ pub fn header_text(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::may_have;
 
     const OLD: Revision = Revision::V2025_06_18;
     const NEW: Revision = Revision::V2026_07_28;
@@ -201,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_resource_has_the_modern_code_for_modern_clients_only() {
+    fn missing_resource_has_the_code_of_the_clients_era() {
         let read = Method::new(Method::RESOURCES_READ);
         let call = Method::new(Method::TOOLS_CALL);
         let missing = bytes(r#"{"code":-32002,"message":"m","data":{"uri":"u"}}"#);
@@ -212,12 +246,19 @@ mod tests {
         assert_eq!(error(missing.clone(), &read, OLD, OLD), missing);
         assert_eq!(error(missing.clone(), &call, OLD, NEW), missing);
         assert_eq!(error(missing.clone(), &read, NEW, NEW), missing);
+        let modern = bytes(r#"{"code":-32602,"message":"m","data":{"uri":"u"}}"#);
+        assert_eq!(error(modern.clone(), &read, NEW, OLD), missing);
+        assert_eq!(error(modern.clone(), &call, NEW, OLD), modern);
+        // Another error of the parameters.
+        let other = bytes(r#"{"code":-32602,"message":"m","data":{"key":"u"}}"#);
+        assert_eq!(error(other.clone(), &read, NEW, OLD), other);
     }
 
     #[test]
     fn params_gain_and_lose_what_the_modern_era_adds() {
+        let call = Method::new(Method::TOOLS_CALL);
         let plain = bytes(r#"{"name":"t","arguments":{"x":1.0},"_meta":{"progressToken":1}}"#);
-        let modern = params(&plain, &client_details(OLD), NEW).unwrap();
+        let modern = params(&plain, &call, &client_details(OLD), NEW).unwrap();
         let value: Value = serde_json::from_slice(&modern).unwrap();
         assert_eq!(value["_meta"][META_REVISION], "2026-07-28");
         assert_eq!(value["_meta"][META_LOG_LEVEL], "error");
@@ -225,16 +266,26 @@ mod tests {
         assert_eq!(value["_meta"]["progressToken"], 1);
         assert!(modern.starts_with(br#"{"name":"t","arguments":{"x":1.0},"#));
         assert!(may_have(&modern, r#"{"roots":{ "x":1.0}}"#));
-        assert_eq!(params(&modern, &client_details(NEW), OLD).unwrap(), plain);
+        assert_eq!(params(&modern, &call, &client_details(NEW), OLD).unwrap(), plain);
 
-        let bare = params(&bytes("{}"), &client_details(OLD), NEW).unwrap();
-        assert_eq!(params(&bare, &client_details(NEW), OLD).unwrap(), "{}");
+        let bare = params(&bytes("{}"), &call, &client_details(OLD), NEW).unwrap();
+        assert_eq!(params(&bare, &call, &client_details(NEW), OLD).unwrap(), "{}");
         let retried = bytes(r#"{"name":"t","inputResponses":{},"requestState":"s"}"#);
-        assert_eq!(params(&retried, &client_details(NEW), OLD).unwrap(), r#"{"name":"t"}"#);
-        let forged = params(&retried, &client_details(OLD), NEW).unwrap();
+        assert_eq!(params(&retried, &call, &client_details(NEW), OLD).unwrap(), r#"{"name":"t"}"#);
+        let forged = params(&retried, &call, &client_details(OLD), NEW).unwrap();
         assert!(!may_have(&forged, "inputResponses") && !may_have(&forged, "requestState"));
-        assert_eq!(params(&plain, &client_details(OLD), OLD), None);
-        assert_eq!(params(&plain, &client_details(NEW), NEW), None);
+        let task = bytes(r#"{"name":"t","task":{}}"#);
+        assert_eq!(params(&task, &call, &client_details(NEW), OLD).unwrap(), r#"{"name":"t"}"#);
+        let other = Method::new("acme/run");
+        assert_eq!(params(&task, &other, &client_details(NEW), OLD).unwrap(), task);
+        let extension = format!(r#"{{"extensions":{{"{TASKS_EXTENSION}":{{}},"acme/x":{{}}}}}}"#);
+        let able = ClientDetails { capabilities: extension.into(), ..client_details(OLD) };
+        let value = params(&plain, &call, &able, NEW).unwrap();
+        let value: Value = serde_json::from_slice(&value).unwrap();
+        let declared = json!({ "extensions": { "acme/x": {} } });
+        assert_eq!(value["_meta"][META_CAPABILITIES], declared);
+        assert_eq!(params(&plain, &call, &client_details(OLD), OLD), None);
+        assert_eq!(params(&plain, &call, &client_details(NEW), NEW), None);
     }
 
     #[test]
@@ -250,6 +301,11 @@ mod tests {
         let question = bytes(r#"{"resultType":"input_required"}"#);
         assert!(result(question.clone(), &call, NEW, OLD).is_err());
         assert_eq!(result(question.clone(), &call, NEW, NEW).unwrap(), question);
+        let task = bytes(r#"{"resultType":"task","taskId":"1"}"#);
+        assert_eq!(result(task.clone(), &call, OLD, NEW).unwrap(), task);
+        let other = result(task.clone(), &Method::new("tasks/get"), OLD, NEW).unwrap();
+        assert_eq!(other, r#"{"resultType":"complete","taskId":"1"}"#);
+        assert!(result(task, &call, NEW, OLD).is_err());
         for (text, kind) in [
             ("{}", ResultKind::Complete),
             (r#"{"resultType":"complete"}"#, ResultKind::Complete),

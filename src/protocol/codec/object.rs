@@ -23,6 +23,13 @@ struct Member {
     value: Range<usize>,
 }
 
+impl Default for Object {
+    /// An object without members.
+    fn default() -> Self {
+        Self { raw: Bytes::from_static(b"{}"), members: Vec::new() }
+    }
+}
+
 impl Object {
     /// Members of a text. The text should have passed [`check`](super::check): of a duplicate key,
     /// both are kept, and [`get`](Self::get) returns the first.

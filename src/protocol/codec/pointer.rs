@@ -3,12 +3,13 @@
 use std::{fmt, ops::Range, str::FromStr};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Object;
 
 /// JSON pointer (RFC 6901) in which the token `*` matches every member or element.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Pointer(Vec<String>);
 
 /// Error for text that is not a pointer.

@@ -19,7 +19,7 @@ pub use store::{Store, StoreFault, Stored};
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::names::{ClientName, Group};
 
@@ -36,7 +36,7 @@ pub struct Principal {
 }
 
 /// Kinds of principals.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PrincipalKind {
     /// Holder of an API key.

@@ -30,12 +30,12 @@ pub fn target(bytes: &[u8]) {
     let method = Method::new(method);
     let text = Bytes::copy_from_slice(text);
     for revision in [LEGACY, MODERN] {
-        assert_eq!(era::params(&text, &client_details(revision), revision), None);
+        assert_eq!(era::params(&text, &method, &client_details(revision), revision), None);
         assert_eq!(era::result(text.clone(), &method, revision, revision).as_ref(), Ok(&text));
         assert_eq!(era::error(text.clone(), &method, revision, revision), text);
     }
     if check(&text, Text::Params, CAPS).is_ok() {
-        params(&text);
+        params(&text, &method);
     }
     if check(&text, Text::Result, CAPS).is_ok() {
         results(&text, &method);
@@ -55,8 +55,8 @@ fn client_details(revision: Revision) -> ClientDetails {
 }
 
 /// A legacy client's params, there and back.
-fn params(text: &Bytes) {
-    let Some(modern) = era::params(text, &client_details(LEGACY), MODERN) else { return };
+fn params(text: &Bytes, method: &Method) {
+    let Some(modern) = era::params(text, method, &client_details(LEGACY), MODERN) else { return };
     check(&modern, Text::Params, ROOMY).expect("params that pass");
     // Who cannot have been asked has not answered.
     kept(text, &modern, &["_meta", "inputResponses", "requestState"]);
@@ -64,9 +64,10 @@ fn params(text: &Bytes) {
     assert!(asked.get("inputResponses").is_none() && asked.get("requestState").is_none());
     let Value::Object(said) = &value(&modern)["_meta"] else { panic!("no `_meta`") };
     assert_eq!(said["io.modelcontextprotocol/clientCapabilities"]["roots"]["x"], 1.0);
-    let legacy =
-        era::params(&modern, &client_details(MODERN), LEGACY).expect("params of the other era");
-    kept(text, &legacy, &["_meta", "inputResponses", "requestState"]);
+    let legacy = era::params(&modern, method, &client_details(MODERN), LEGACY)
+        .expect("params of the other era");
+    // A modern client does not request a task.
+    kept(text, &legacy, &["_meta", "inputResponses", "requestState", "task"]);
     let meta = |text: &[u8]| match value(text) {
         Value::Object(mut members) => match members.remove("_meta") {
             Some(Value::Object(meta)) => meta,
@@ -84,7 +85,13 @@ fn results(text: &Bytes, method: &Method) {
     let Ok(modern) = era::result(text.clone(), method, LEGACY, MODERN) else { return };
     check(&modern, Text::Result, ROOMY).expect("a result that passes");
     kept(text, &modern, &MODERN_RESULT);
-    // What a legacy server says is complete, whatever it calls it.
+    let created = Object::parse(modern.clone())
+        .is_ok_and(|result| ResultKind::of(&result) == ResultKind::Task);
+    if created {
+        assert_eq!((&modern, method.as_str()), (text, Method::TOOLS_CALL), "a changed task");
+        return;
+    }
+    // Every other result of a legacy server is complete, whatever it calls it.
     let legacy = era::result(modern, method, MODERN, LEGACY).expect("a complete result");
     kept(text, &legacy, &MODERN_RESULT);
     if let (Ok(object), Ok(Value::Object(_))) =

@@ -36,6 +36,7 @@ const SILENCE_RESUMABLE: Duration = Duration::from_secs(1);
 /// Codes of JSON-RPC and of MCP 2026-07-28. The code of a missing client capability lies between
 /// the last two.
 const METHOD_NOT_FOUND: i64 = -32601;
+const INVALID_PARAMS: i64 = -32602;
 const HEADER_MISMATCH: i64 = -32020;
 const UNSUPPORTED_VERSION: i64 = -32022;
 
@@ -90,12 +91,10 @@ impl Responder {
     /// Handles a message and waits for its response.
     pub async fn one(self, frame: Frame, call_permit: ConcurrencyPermit) -> Response {
         let sent = InFlight::take(&self.proxy, self.caller.clone(), frame, call_permit);
-        let (id, revision) = (sent.id().cloned(), self.caller.revision);
+        let revision = self.caller.revision;
         match self.clone().carry(vec![sent]).await {
             Some(ResponseMode::Whole(mut answers)) => match answers.pop() {
-                Some(answer) if answer.is_cancelled() => {
-                    self.cancelled(id.as_ref(), answer.answered.text).await
-                }
+                Some(answer) if answer.is_cancelled() => self.cancelled(answer.answered.text),
                 Some(answer) => whole(answer, revision),
                 None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             },
@@ -115,10 +114,16 @@ impl Responder {
     ) -> Result<Response, Refusal> {
         let sent = batch::take(&self.proxy, &self.caller, text, call_permit).await?;
         Ok(match self.clone().carry(sent).await {
-            Some(ResponseMode::Whole(answers)) => match all(answers) {
-                Some(response) => response,
-                None => self.cancelled(None, None).await,
-            },
+            Some(ResponseMode::Whole(answers)) => {
+                let mut asked = answers.iter().filter(|answer| answer.expects_response).peekable();
+                if asked.peek().is_some() && asked.all(Answer::is_cancelled) {
+                    let asked = answers.into_iter().filter(|answer| answer.expects_response);
+                    let errors = asked.filter_map(|answer| answer.answered.text).collect();
+                    self.cancelled(batch::array(errors))
+                } else {
+                    all(answers)
+                }
+            }
             Some(ResponseMode::Events(reader)) => sse::response(events(reader)),
             None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         })
@@ -199,19 +204,12 @@ impl Responder {
 
     /// The response to a request that the client cancelled. A cancelled request should have no
     /// JSON-RPC response, but its POST must be answered with a stream or a JSON object. A client
-    /// that accepts no stream gets an error, which it ignores: that of its refusal, if there is one.
-    async fn cancelled(&self, id: Option<&Id>, refusal: Option<Bytes>) -> Response {
-        if self.streams {
-            return sse::response(stream::empty());
+    /// that accepts no stream gets an error, which it ignores.
+    fn cancelled(&self, error: Option<Bytes>) -> Response {
+        match self.streams {
+            true => sse::response(stream::empty()),
+            false => json(StatusCode::OK, error.unwrap_or_default()),
         }
-        let text = match refusal {
-            Some(text) => text,
-            None => {
-                let words = "the client cancelled the request";
-                self.reject(&Refusal::new(Code::Cancelled, words), id).await
-            }
-        };
-        json(StatusCode::OK, text)
     }
 
     async fn too_slow(&self, id: Option<&Id>) -> Bytes {
@@ -237,9 +235,12 @@ fn whole(Answer { answered, expects_response }: Answer, revision: Revision) -> R
     }
     let status = match (answered.refused, answered.error) {
         (Some(Code::ShuttingDown), _) => StatusCode::SERVICE_UNAVAILABLE,
-        // MCP 2026-07-28 defines statuses for these, from servers too.
+        // MCP 2026-07-28 defines statuses for these, from servers too. Its SDKs use 400 for all
+        // invalid params, such as a resource that does not exist.
         (_, Some(METHOD_NOT_FOUND)) if revision.is_modern() => StatusCode::NOT_FOUND,
-        (_, Some(UNSUPPORTED_VERSION..=HEADER_MISMATCH)) if revision.is_modern() => {
+        (_, Some(INVALID_PARAMS | UNSUPPORTED_VERSION..=HEADER_MISMATCH))
+            if revision.is_modern() =>
+        {
             StatusCode::BAD_REQUEST
         }
         _ => StatusCode::OK,
@@ -253,18 +254,18 @@ fn whole(Answer { answered, expects_response }: Answer, revision: Revision) -> R
     response
 }
 
-/// The response to a batch; none if all its requests were cancelled.
-fn all(answers: Vec<Answer>) -> Option<Response> {
+/// The response to a batch.
+fn all(answers: Vec<Answer>) -> Response {
     if answers.iter().any(|answer| answer.expects_response) {
-        return batch::join(answers).map(|text| json(StatusCode::OK, text));
+        return json(StatusCode::OK, batch::join(answers).unwrap_or_default());
     }
     let refused: Vec<_> =
         answers.into_iter().filter(|answer| answer.answered.refused.is_some()).collect();
     if refused.is_empty() {
-        return Some(StatusCode::ACCEPTED.into_response());
+        return StatusCode::ACCEPTED.into_response();
     }
     let texts = refused.into_iter().filter_map(|answer| answer.answered.text).collect();
-    Some(json(StatusCode::FORBIDDEN, batch::array(texts).unwrap_or_default()))
+    json(StatusCode::FORBIDDEN, batch::array(texts).unwrap_or_default())
 }
 
 /// The session's own stream, or the rest of a broken one.
