@@ -149,7 +149,7 @@ impl DiscoveryCache {
         let Some(revision) = Revision::parse(&written.revision) else { return };
         for offer in ListKind::ALL {
             let Some(items) = written.lists.get(offer.method()) else { continue };
-            let members = written.members.get(offer.method());
+            let members = written.members.get(offer.method()).map(AsRef::as_ref);
             let list = List::of(&self.name, offer, revision.is_modern(), items, members);
             self.lists[offer as usize].write().get_or_insert(Items::new(list));
         }
@@ -226,7 +226,7 @@ impl List {
         offer: ListKind,
         modern: bool,
         items: &[Box<RawValue>],
-        members: Option<&Box<RawValue>>,
+        members: Option<&RawValue>,
     ) -> Self {
         let list = || {
             let items: Vec<_> = items.iter().map(|item| item.get()).collect();
