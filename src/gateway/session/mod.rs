@@ -412,7 +412,7 @@ impl Sessions {
     /// Ends the sessions that were idle for too long.
     pub fn sweep(&self) {
         let idle = self.idle;
-        self.close_if("nobody used it for `limits.session-idle-s`", |session| {
+        self.close_if("idle for `limits.session-idle-s`", |session| {
             session.streams.sweep();
             session.used.lock().elapsed() >= idle
                 && !session.has_reader()
