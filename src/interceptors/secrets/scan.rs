@@ -190,20 +190,20 @@ fn search(
     let seen = text.get(..window.end).unwrap_or(text);
     let mut at = window.start;
     while let Some(found) = rule.regex.find_at(seen, at) {
-        let whole = found.range();
+        let matched = found.range();
         let secret = rule
             .regex
-            .captures_at(seen, whole.start)
+            .captures_at(seen, matched.start)
             .and_then(|groups| groups.get(1).map(|group| group.range()))
-            .unwrap_or_else(|| whole.clone());
+            .unwrap_or_else(|| matched.clone());
         if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(secret)) {
             // The character after a secret may be the one before the next.
-            at = secret.end.max(whole.start + 1);
+            at = secret.end.max(matched.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
         } else {
             // A rejected match may hide one that begins within it.
-            budget.0 = budget.0.checked_sub(REJECTED_BYTE_COST * whole.len()).ok_or(Spent)?;
-            at = whole.start + 1;
+            budget.0 = budget.0.checked_sub(REJECTED_BYTE_COST * matched.len()).ok_or(Spent)?;
+            at = matched.start + 1;
         }
         if at > seen.len() {
             break;
