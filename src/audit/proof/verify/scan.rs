@@ -381,8 +381,8 @@ impl<'a> Scan<'a> {
         self.explained = false;
         let Digest { first, count, prev, last, begin, ended, leaves, findings } = digest;
         findings.into_iter().for_each(|finding| self.findings.add(finding));
-        if let (Some(known), Some(named)) = (self.prev, prev)
-            && known != named
+        if let (Some(previous), Some(named)) = (self.prev, prev)
+            && previous != named
         {
             self.findings.add(frame_summary::locate(frame_summary::broken(first), unit));
         }
