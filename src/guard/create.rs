@@ -208,7 +208,7 @@ pub fn check(
             ),
         )
     })?;
-    whole(&body)?;
+    check_texts(&body)?;
     image(&body.image)?;
     labels(&body.labels, name)?;
     user(&body.user, rules)?;
@@ -272,7 +272,7 @@ fn no_nul(texts: &[String]) -> bool {
     texts.iter().all(|text| !text.contains('\0'))
 }
 
-fn whole(body: &Body) -> Result<(), Refusal> {
+fn check_texts(body: &Body) -> Result<(), Refusal> {
     if !no_nul(&body.env) || !body.cmd.iter().all(|words| no_nul(words)) {
         return refuse("an argument or a variable contains a NUL byte");
     }

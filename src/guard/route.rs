@@ -287,7 +287,7 @@ mod tests {
         let Ok(uri) = target.parse::<Uri>() else { return Err("no-uri") };
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
         match read(&method, &uri) {
-            Ok(asked) => Ok(asked.call.words()),
+            Ok(route) => Ok(route.call.words()),
             Err(refusal) => Err(refusal.code.as_str()),
         }
     }
