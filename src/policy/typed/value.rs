@@ -29,7 +29,7 @@ pub(super) fn input(
     record: &Record,
     args: Option<&Map<String, Value>>,
 ) -> Result<RestrictedExpression, InputMismatch> {
-    let mut reader = Reader { pointer: Vec::new(), left: MAX_LEAVES };
+    let mut reader = Reader { pointer: Vec::new(), remaining: MAX_LEAVES };
     match args {
         Some(args) => reader.record(record, args),
         None => reader.record(record, &Map::new()),
@@ -39,7 +39,7 @@ pub(super) fn input(
 struct Reader<'t> {
     pointer: Vec<&'t str>,
     /// Number of values that may still be added.
-    left: usize,
+    remaining: usize,
 }
 
 impl<'t> Reader<'t> {
@@ -48,8 +48,8 @@ impl<'t> Reader<'t> {
         kind: &'t Type,
         value: &Value,
     ) -> Result<RestrictedExpression, InputMismatch> {
-        self.left = match self.left.checked_sub(1) {
-            Some(left) => left,
+        self.remaining = match self.remaining.checked_sub(1) {
+            Some(remaining) => remaining,
             None => return Err(self.unfit("holds more values than policies are shown")),
         };
         match (kind, value) {
@@ -315,9 +315,9 @@ mod tests {
                 let context = Context::from_pairs([("input".to_owned(), shown)]).unwrap();
                 let uid: cedar_policy::EntityUid = r#"E::"e""#.parse().unwrap();
                 let action: cedar_policy::EntityUid = r#"Action::"a""#.parse().unwrap();
-                let asked =
+                let request =
                     cedar_policy::Request::new(uid.clone(), action, uid, context, Some(&schema));
-                prop_assert!(asked.is_ok(), "{:?}", asked.err());
+                prop_assert!(request.is_ok(), "{:?}", request.err());
             }
         }
     }
