@@ -382,7 +382,7 @@ fn failure(
     });
     let case = Finding::error("policy-case-failed", format!("{}: {message}", question.name))
         .labelled(file, labels.collect())
-        .help(asked(question));
+        .help(describe_query(question));
     let mut findings = vec![case];
     findings.extend(rules.iter().filter_map(|rule| {
         let failed = outcome.into_iter().flat_map(|outcome| &outcome.errors);
@@ -411,15 +411,15 @@ fn not_by(question: &Query, rules: &[Rule]) -> Option<String> {
 /// The fault and the actual obligations, if these are not the expected ones.
 fn not_asked(question: &Query, rules: &[Rule]) -> Option<(String, String)> {
     let wanted = question.asks.as_ref()?;
-    let asked = asks(rules);
+    let actual = asks(rules);
     let but = if wanted.is_empty() {
-        format!("asks for `{}`", asked.first()?)
+        format!("asks for `{}`", actual.first()?)
     } else {
-        let missing = wanted.iter().find(|word| !asked.contains(word.as_str()))?;
+        let missing = wanted.iter().find(|word| !actual.contains(word.as_str()))?;
         format!("does not ask for `{missing}`")
     };
-    let asked: Vec<_> = asked.into_iter().collect();
-    let label = if asked.is_empty() { "nothing".to_owned() } else { asked.join(", ") };
+    let actual: Vec<_> = actual.into_iter().collect();
+    let label = if actual.is_empty() { "nothing".to_owned() } else { actual.join(", ") };
     Some((but, format!("asks for {label}")))
 }
 
@@ -437,12 +437,12 @@ fn asks(rules: &[Rule]) -> BTreeSet<&'static str> {
                 ("keep", obligations.keep != Keep::default()),
             ]
         })
-        .filter_map(|(name, asked)| asked.then_some(name))
+        .filter_map(|(name, is_set)| is_set.then_some(name))
         .collect()
 }
 
 /// The complete request, for the explanation of a failure.
-fn asked(question: &Query) -> String {
+fn describe_query(question: &Query) -> String {
     let mut text = format!("asked: {}", question.who);
     let groups: Vec<_> = match &question.sides {
         Sides::Message(principal, _) => principal.groups.iter().map(Group::as_str).collect(),
