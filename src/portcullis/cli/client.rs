@@ -79,8 +79,8 @@ async fn record(found: &Located, change: &Change, reason: Option<String>) -> any
     let change = change.clone();
     match found {
         Located::Running(proxy, _) => {
-            let asked = admin::ClientChange { change, reason };
-            Ok(proxy.post_json("/v1/clients", &asked).await?)
+            let request = admin::ClientChange { change, reason };
+            Ok(proxy.post_json("/v1/clients", &request).await?)
         }
         Located::Alone(loaded) => {
             let CommandUser { uid, user } = current_user();

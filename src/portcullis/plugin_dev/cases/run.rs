@@ -63,7 +63,7 @@ pub struct CaseReport {
     pub expected: &'static str,
     pub actual: &'static str,
     /// Result as a sentence.
-    pub told: String,
+    pub summary: String,
     /// Duration of the verdict, including the overhead of the host.
     pub micros: u64,
     pub passed: bool,
@@ -279,7 +279,7 @@ impl Runner<'_> {
                 plugin: compiled.manifest().name.clone(),
                 expected: one.expect.as_str(),
                 actual: outcome.as_expected().as_str(),
-                told: outcome.shown_as(),
+                summary: outcome.shown_as(),
                 micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
                 passed: failure.is_none(),
                 failure,
@@ -381,8 +381,8 @@ pub fn granted<'a>(compiled: &Compiled, secrets: impl Iterator<Item = &'a String
 fn fill(plugin: &Plugin, case: &Case) -> Result<(), String> {
     let Some(state) = &case.state else { return Ok(()) };
     let values = plugin.values().ok_or("the plugin is not granted `state`")?;
-    state.value.iter().try_for_each(|(key, kept)| {
-        values.put(key, &kept.0).map_err(|why| format!("`{key}` does not fit: {why}"))
+    state.value.iter().try_for_each(|(key, value)| {
+        values.put(key, &value.0).map_err(|why| format!("`{key}` does not fit: {why}"))
     })
 }
 
