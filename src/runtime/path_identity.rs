@@ -28,8 +28,8 @@ impl ResolvedPath {
             let parts = path.components().rev().map(|part| part.as_os_str().to_owned());
             parts.collect::<Vec<_>>()
         };
-        let mut left = parts(path);
-        while let Some(part) = left.pop() {
+        let mut pending = parts(path);
+        while let Some(part) = pending.pop() {
             match Path::new(&part).components().next() {
                 Some(Component::RootDir) => at = PathBuf::from("/"),
                 Some(Component::ParentDir) => {
@@ -42,7 +42,7 @@ impl ResolvedPath {
                         Ok(target) if links < MAX_LINKS => {
                             links += 1;
                             turns.push(next);
-                            left.extend(parts(&target));
+                            pending.extend(parts(&target));
                         }
                         _ => at = next,
                     }
