@@ -74,8 +74,8 @@ pub enum Error {
     /// The registry does not have the artifact.
     #[error("`{0}` is not in the registry, or not visible to you")]
     Missing(String),
-    /// The registry requires a login, and there is none.
-    #[error("`{host}` requires a login, and there is none")]
+    /// The registry requires a login, and none is configured.
+    #[error("`{host}` requires a login, and none is configured")]
     NoLogin {
         /// Registry.
         host: String,

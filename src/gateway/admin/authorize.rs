@@ -126,7 +126,7 @@ fn allowed(required_role: RequiredRole, peer: &Peer) -> Result<(), Problem> {
     };
     Err(Problem::new(
         StatusCode::FORBIDDEN,
-        format!("this is for {whom}, and {who} is none of them"),
+        format!("this is for {whom}, and {who} is not one of them"),
     )
     .code(ROLE_MISSING)
     .remedy(remedy))

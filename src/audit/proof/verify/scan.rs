@@ -364,7 +364,7 @@ impl<'a> Scan<'a> {
         for piece in pieces {
             if let FilePart::Damage { source, bytes, last } = piece {
                 let message = if *last {
-                    "this is not a frame of records, and there is none behind it".to_owned()
+                    "this is not a frame of records, and no frame follows it".to_owned()
                 } else {
                     format!("this is not a frame of records, up to byte {}", bytes.end)
                 };

@@ -80,7 +80,11 @@ impl Reply {
             return Self::refused(code, &text);
         }
         let Ok(answer) = Object::parse(text) else {
-            return Self::broken(StatusCode::BAD_GATEWAY, "no-answer", "the answer is none");
+            return Self::broken(
+                StatusCode::BAD_GATEWAY,
+                "no-answer",
+                "the response is not a JSON object",
+            );
         };
         if let Some(body) = answer.get("result").and_then(show) {
             return Self { status: StatusCode::OK, body, retry_after: None };

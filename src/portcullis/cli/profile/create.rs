@@ -74,7 +74,9 @@ pub fn run(
     profile.title = title;
     profile.settings = settings.by_server()?;
     if let Some(server) = profile.settings.keys().find(|name| !profile.servers.contains(name)) {
-        return Err(Usage(format!("`{}` is none of the profile's servers", brief(server))).into());
+        return Err(
+            Usage(format!("`{}` is not one of the profile's servers", brief(server))).into()
+        );
     }
     for name in &servers {
         with_overrides(&loaded, &profile, name.as_str()).with_context(|| "no profile was made")?;

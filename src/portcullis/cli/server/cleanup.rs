@@ -43,7 +43,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
         }
         Err(wrong) => {
             ctx.note(
-                "So what is removed can't be recorded, and nothing is: mend the config, or give \
+                "The removal can't be recorded, so nothing is removed: correct the config, or give \
                  --unrecorded.",
             );
             return Err(wrong);

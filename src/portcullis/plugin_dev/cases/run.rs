@@ -231,7 +231,7 @@ impl Runner<'_> {
                 Ok(message) => message,
                 Err(why) => {
                     let (start, length) = one.place;
-                    let message = format!("{name}: there is no such message");
+                    let message = format!("{name}: the message is invalid");
                     let finding = Finding::error("plugin-cases", message);
                     self.wrong(finding.at(file, start, length, &why));
                     return;
@@ -388,7 +388,7 @@ fn fill(plugin: &Plugin, case: &Case) -> Result<(), String> {
 
 fn unfilled(file: &File, one: &CaseMessage, why: &str) -> Finding {
     let place = one.case.state.as_ref().map_or(one.place, |state| span(file, state.referenced));
-    Finding::error("plugin-cases", "there can be no such state").at(file, place.0, place.1, why)
+    Finding::error("plugin-cases", "the state is invalid").at(file, place.0, place.1, why)
 }
 
 /// The whole message, for a person who examines a failure.
