@@ -171,8 +171,8 @@ impl Runner<'_> {
                 folder.join("target").join(format!("{stem}.wasm"))
             }
         };
-        if let Some(known) = self.compiled.get(&path) {
-            return known.clone();
+        if let Some(cached) = self.compiled.get(&path) {
+            return cached.clone();
         }
         let full = self.base.join(&path);
         let read = match full.exists() {
