@@ -195,11 +195,11 @@ impl Block {
                 let ragged = (TILE - block.first % TILE) % TILE;
                 let (lead, rest) =
                     leaves.split_at(usize::try_from(ragged).unwrap_or(0).min(leaves.len()));
-                let (whole, trail) = rest.as_chunks::<{ TILE as usize }>();
+                let (complete, trail) = rest.as_chunks::<{ TILE as usize }>();
                 let root = |tile: &[Hash; TILE as usize]| {
                     Frontier::of_tiles([], tile.iter().copied()).root()
                 };
-                (lead.to_vec(), whole.iter().map(root).collect(), trail.to_vec())
+                (lead.to_vec(), complete.iter().map(root).collect(), trail.to_vec())
             }
             BlockPosition::Segment { meta, .. } => {
                 (meta.lead.clone(), meta.tiles.clone(), meta.trail.clone())
