@@ -197,11 +197,11 @@ impl<'a> Draft<'a> {
             Content::Input(id) => (self.source(&[name.text]), inputs.get(id).cloned()),
             Content::Built => (self.source(&[name.text]), None),
         };
-        let whole = match content(value.text) {
+        let suffix = match content(value.text) {
             Content::Built => format!(", as a whole (`{}` there)", brief(value.text)),
             _ => String::new(),
         };
-        let text = format!("have the value of `{}` in `{from}`{whole}", brief(name.text));
+        let text = format!("have the value of `{}` in `{from}`{suffix}", brief(name.text));
         report.must(value.place, text);
         self.secret_from(name, from, about, report);
     }
