@@ -174,9 +174,8 @@ impl Router {
     ) -> bool {
         matches!(offer, ListKind::Resources | ListKind::Templates)
             && parts.iter().take_while(|earlier| earlier.at < part.at).any(|earlier| {
-                let known = earlier.server_lists.last_list(offer);
-                known
-                    .as_ref()
+                let last = earlier.server_lists.last_list(offer);
+                last.as_ref()
                     .and_then(|catalog| catalog.get(name))
                     .is_some_and(|item| sight.item(offer, item))
             })
