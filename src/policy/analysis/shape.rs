@@ -86,7 +86,7 @@ impl Shape {
         }
         let Scope { principal, action, resource } = Scope::of(policy);
         let condition = Node::of(policy);
-        let whole = Expr::and([
+        let full = Expr::and([
             Expr::side(Var::Principal, principal),
             match action {
                 ActionConstraint::Any => Expr::True,
@@ -99,13 +99,13 @@ impl Shape {
         let possible: BTreeSet<String> = actions
             .0
             .keys()
-            .filter(|action| whole.with(&|part| actions.holds(action, part)) != Expr::False)
+            .filter(|action| full.with(&|part| actions.holds(action, part)) != Expr::False)
             .cloned()
             .collect();
         let plain = |key: &str| matches!(key, "id" | "reason");
         Some(Self {
             forbids: policy.effect() == Effect::Forbid,
-            condition: restrict(&whole, actions, &possible),
+            condition: restrict(&full, actions, &possible),
             actions: possible,
             // A policy on a tool's own action, or on typed input, refuses other arguments.
             could_fail: condition.is_some_and(|condition| {

@@ -92,12 +92,12 @@ impl<'t> Reader<'t> {
         record: &'t Record,
         members: &Map<String, Value>,
     ) -> Result<RestrictedExpression, InputMismatch> {
-        let known =
+        let is_declared =
             |name: &String| record.members.contains_key(name) || record.left_out.contains_key(name);
-        if record.closed && !members.keys().all(known) {
+        if record.closed && !members.keys().all(is_declared) {
             return Err(self.unfit("may have no members but those of its type, and has others"));
         }
-        let mut others = members.keys().filter(|name| !known(name)).peekable();
+        let mut others = members.keys().filter(|name| !is_declared(name)).peekable();
         if others.peek().is_some() {
             let names = record.members.keys().chain(record.left_out.keys());
             let names: HashSet<_> = names.map(|name| fold(name.into())).collect();
