@@ -200,12 +200,12 @@ impl Runner<'_> {
         let (queries, findings) = queries(&file, &document);
         self.findings.extend(findings);
         let Some(engine) = self.engine(self.policies(&file, &document)) else { return };
-        let known = engine.rules();
+        let rules = engine.rules();
         for question in &queries {
             let unknown =
-                question.by.iter().flatten().find(|id| !known.iter().any(|rule| rule.id == **id));
+                question.by.iter().flatten().find(|id| !rules.iter().any(|rule| rule.id == **id));
             if let Some(id) = unknown {
-                let finding = unknown_policy(&file, question, id, &known);
+                let finding = unknown_policy(&file, question, id, &rules);
                 self.findings.push(finding);
                 continue;
             }
@@ -271,8 +271,8 @@ impl Runner<'_> {
     }
 }
 
-fn unknown_policy(file: &File, question: &Query, id: &str, known: &[Rule]) -> Finding {
-    let near = known
+fn unknown_policy(file: &File, question: &Query, id: &str, rules: &[Rule]) -> Finding {
+    let near = rules
         .iter()
         .map(|rule| (strsim::damerau_levenshtein(&rule.id, id), &rule.id))
         .min()
