@@ -210,7 +210,7 @@ impl Starter {
         warm_process: Option<SpawnedProcess>,
     ) -> Result<Running, CallError> {
         // A dedicated instance does not repeat the probe after a handshake in the legacy era.
-        let known = self.known_legacy.load(Ordering::Relaxed)
+        let known_legacy = self.known_legacy.load(Ordering::Relaxed)
             || match *self.server.eras.read() {
                 Some(Eras::Legacy) => self.owner.is_some() || self.serves_legacy,
                 Some(Eras::Both) => self.is_for_legacy(),
@@ -220,10 +220,10 @@ impl Starter {
         let approach = match self.server.settings.era {
             Era::Legacy => Approach::Legacy,
             Era::Modern => Approach::Modern,
-            Era::Auto if known && both => {
+            Era::Auto if known_legacy && both => {
                 return self.start_legacy_first(launch, warm_process).await;
             }
-            Era::Auto if known => Approach::Legacy,
+            Era::Auto if known_legacy => Approach::Legacy,
             Era::Auto => Approach::ModernFirst,
         };
         let probe = approach == Approach::ModernFirst;
