@@ -4,7 +4,8 @@
 use std::{borrow::Cow, fmt::Write as _, ops::Range};
 
 /// Error: the text is not JSON.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the payload is not JSON")]
 pub(super) struct Malformed;
 
 /// Limit of a displayed pointer in characters.
@@ -35,6 +36,14 @@ enum Frame {
 }
 
 impl Path {
+    /// Name of the innermost member.
+    pub(super) fn member<'a>(&self, raw: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        self.0.iter().rev().find_map(|frame| match frame {
+            Frame::Object { key, .. } => raw.get(key.clone()).map(decode),
+            Frame::Array(_) => None,
+        })
+    }
+
     /// JSON pointer (RFC 6901), shortened, without hidden keys.
     pub(super) fn pointer(&self, raw: &[u8]) -> String {
         let mut out = String::new();

@@ -8,20 +8,11 @@ use serde::de::IgnoredAny;
 use super::{
     Action,
     json_strings::{Malformed, each_string, locate},
-    scan::{Budget, Hit, Scanner, Spent},
+    scan::{Budget, Hit, Scanner},
 };
 
 /// Limit of the reported secrets of one payload; further ones are counted.
 const MAX_REPORTED: usize = 50;
-/// Limit in bytes for regexes, in addition to [`BUDGET_FACTOR`] times the payload.
-const BASE_BUDGET_BYTES: usize = 16 << 20;
-const BUDGET_FACTOR: usize = 4;
-
-/// Budget for scanning a payload of that size.
-pub(super) fn budget_of(bytes: usize) -> Budget {
-    Budget(BASE_BUDGET_BYTES.saturating_add(bytes.saturating_mul(BUDGET_FACTOR)))
-}
-
 /// Result of scanning a payload.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
@@ -46,27 +37,6 @@ pub(super) struct Found {
     pub action: Action,
 }
 
-/// Reason why a payload could not be scanned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unscanned {
-    #[error("the payload is not JSON")]
-    Malformed,
-    #[error("the payload contains too many keywords of secrets to scan it in time")]
-    Spent,
-}
-
-impl From<Malformed> for Unscanned {
-    fn from(_: Malformed) -> Self {
-        Self::Malformed
-    }
-}
-
-impl From<Spent> for Unscanned {
-    fn from(_: Spent) -> Self {
-        Self::Spent
-    }
-}
-
 /// Part of a payload that a mark replaces.
 struct Cut {
     range: Range<usize>,
@@ -81,12 +51,17 @@ pub(super) fn inspect(
     scanner: &Scanner,
     actions: &[Action],
     raw: &[u8],
-) -> Result<Report, Unscanned> {
-    let mut budget = budget_of(raw.len());
+) -> Result<Report, Malformed> {
+    let mut budget = Budget::of(raw.len());
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
-    each_string::<Unscanned>(raw, |path, text| {
-        let hits = scanner.scan(&text.decoded, &mut budget)?;
+    each_string::<Malformed>(raw, |path, text| {
+        let mut hits = scanner.scan(&text.decoded, &mut budget);
+        if !text.is_key
+            && let Some(name) = path.member(raw)
+        {
+            hits.extend(scanner.scan_member(&name, &text.decoded, &mut budget));
+        }
         if hits.is_empty() {
             return Ok(false);
         }

@@ -14,13 +14,12 @@ use serde_json::{Map, Value};
 use super::{
     Invalid, Known, MIN_KNOWN_BYTES, add,
     documents::{documents, waste_of},
+    encodings::encoded,
     json_strings::quote_long_numbers,
     layers::Layers,
     named::{self, is_harmless},
     names::{Counts, is_named_by_another, is_secret, names_another},
-    once,
-    payload::budget_of,
-    rules,
+    once, rules,
     scan::{Budget, Hit, Scanner, Spent},
 };
 
@@ -126,8 +125,7 @@ impl Scrubber {
     }
 
     fn scanner(known: &[Known]) -> Result<Scanner, Invalid> {
-        let sources = rules::read(rules::BUILT_IN)?;
-        let rules = sources.iter().map(rules::Rule::new).collect::<Result<Vec<_>, _>>()?;
+        let rules = rules::built_in()?.to_vec();
         let mut exact = Vec::new();
         for secret in known {
             let value = secret.value.expose();
@@ -135,24 +133,20 @@ impl Scrubber {
                 [value].into_iter().chain(value.lines().map(str::trim)).collect();
             let long = parts.into_iter().filter(|part| part.len() >= MIN_KNOWN_BYTES);
             for part in long {
-                exact.extend(spellings(part).into_iter().map(|spelling| (secret.id(), spelling)));
+                let spellings = spellings(part).into_iter().chain(encoded(part));
+                exact.extend(spellings.map(|spelling| (secret.id(), spelling)));
             }
         }
         let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
         Ok(Scanner::new(rules, &exact)?)
     }
 
-    /// Replaces secrets by `[redacted:RULE]`. A text that is too expensive to scan is replaced
-    /// whole.
+    /// Replaces secrets by `[redacted:RULE]`.
     pub fn scrub(&self, text: &mut String) {
         let scanner = self.scanner.load();
-        match scanner.scan(text.as_bytes(), &mut Budget(1 << 20)) {
-            Ok(hits) => {
-                take_out(&scanner, text, hits);
-                take_out_named(text, &scanner.set);
-            }
-            Err(Spent) => *text = "[redacted]".into(),
-        }
+        let hits = scanner.scan(text.as_bytes(), &mut Budget::of(text.len()));
+        take_out(&scanner, text, hits);
+        take_out_named(text, &scanner.set);
     }
 
     /// Body with secrets replaced by `[redacted:RULE]`: in its strings, keys and numbers, and in
@@ -166,7 +160,8 @@ impl Scrubber {
         let scanner = self.scanner.load();
         let mut taking = Taking {
             scanner: &scanner,
-            budget: budget_of(body.len()),
+            // Strings are scanned with their names, too, and JSON in strings again.
+            budget: Budget::of(body.len().saturating_mul(MAX_NESTED)),
             waste: waste_of(body.len()),
             secrets: 0,
             nested: 0,
@@ -259,7 +254,7 @@ impl Taking<'_> {
             Value::Object(members) => Value::Object(self.members(members)?),
             Value::Number(number) => {
                 let text = number.to_string();
-                let shown = self.text(text.clone(), key)?;
+                let shown = self.text(text.clone(), key);
                 if shown == text { Value::Number(number) } else { Value::String(shown) }
             }
             plain => plain,
@@ -279,7 +274,7 @@ impl Taking<'_> {
                 Some(naming) if is_named_by_another(&name) => self.named(member, naming)?,
                 _ => self.value(member, &name)?,
             };
-            let mut name = self.text(name, "")?;
+            let mut name = self.text(name, "");
             self.secrets += take_out_named(&mut name, &self.scanner.set);
             // Two redacted keys can become equal.
             if redacted.contains_key(&name) {
@@ -339,7 +334,7 @@ impl Taking<'_> {
         let before = self.secrets;
         if let Value::String(text) = value {
             // Values that a rule knows get the rule's name.
-            let text = self.text(text, name)?;
+            let text = self.text(text, name);
             if is_harmless(&text, &self.scanner.set) {
                 return Ok(Value::String(text));
             }
@@ -350,7 +345,7 @@ impl Taking<'_> {
 
     /// String that may contain JSON documents.
     fn string(&mut self, text: String, key: &str) -> Result<String, Spent> {
-        let text = self.text(text, key)?;
+        let text = self.text(text, key);
         let documents = match self.nested < MAX_NESTED {
             true => documents(&text, &mut self.waste)?,
             false => Vec::new(),
@@ -371,7 +366,7 @@ impl Taking<'_> {
 
     /// JSON document in a text, if it contains secrets. Others stay as written.
     fn document(&mut self, raw: &str) -> Result<Option<String>, Spent> {
-        self.budget.0 = self.budget.0.checked_sub(raw.len()).ok_or(Spent)?;
+        self.budget.spend(raw.len())?;
         let Some(value) = read(raw.as_bytes()) else { return Ok(None) };
         let before = self.secrets;
         self.nested += 1;
@@ -400,8 +395,8 @@ impl Taking<'_> {
             whole.push_str(item.as_str().unwrap_or_default());
             whole.push('\n');
         }
-        self.budget.0 = self.budget.0.checked_sub(whole.len()).ok_or(Spent)?;
-        let mut hits = self.scanner.scan(whole.as_bytes(), &mut self.budget)?;
+        self.budget.spend(whole.len())?;
+        let mut hits = self.scanner.scan(whole.as_bytes(), &mut self.budget);
         hits.retain(|hit| {
             whole
                 .get(hit.range.clone())
@@ -431,20 +426,20 @@ impl Taking<'_> {
         Ok(())
     }
 
-    fn text(&mut self, mut text: String, key: &str) -> Result<String, Spent> {
+    fn text(&mut self, mut text: String, key: &str) -> String {
         let scanner = self.scanner;
-        let mut hits = scanner.scan(text.as_bytes(), &mut self.budget)?;
+        let mut hits = scanner.scan(text.as_bytes(), &mut self.budget);
         if !key.is_empty() && key.len() <= MAX_KEY_BYTES {
             // Some secrets are recognized only by the name before them, which is the key here.
             let named = format!("{key}={text}");
             let before = key.len() + 1;
-            let found = scanner.scan(named.as_bytes(), &mut self.budget)?;
+            let found = scanner.scan(named.as_bytes(), &mut self.budget);
             hits.extend(found.into_iter().filter(|hit| hit.range.end > before).map(|hit| {
                 let Range { start, end } = hit.range;
                 Hit { range: start.saturating_sub(before)..end - before, ..hit }
             }));
         }
         self.secrets += take_out(scanner, &mut text, hits);
-        Ok(text)
+        text
     }
 }

@@ -1,4 +1,5 @@
 mod bodies;
+mod encodings;
 mod nested;
 
 use bytes::Bytes;
@@ -17,12 +18,11 @@ use crate::{
 use portcullis_protocol::exchange::{Answer, Payload};
 
 fn scanner() -> Scanner {
-    let sources = rules::read(rules::BUILT_IN).unwrap();
-    Scanner::new(sources.iter().map(|s| rules::Rule::new(s).unwrap()).collect(), &[]).unwrap()
+    Scanner::new(rules::built_in().unwrap().to_vec(), &[]).unwrap()
 }
 
 fn found<'a>(scanner: &'a Scanner, text: &str) -> Vec<&'a str> {
-    let hits = scanner.scan(text.as_bytes(), &mut Budget(usize::MAX)).unwrap();
+    let hits = scanner.scan(text.as_bytes(), &mut Budget::of(text.len()));
     hits.iter().map(|hit| scanner.ids[hit.id].as_str()).collect()
 }
 
@@ -66,20 +66,21 @@ fn replacement(verdict: &Verdict) -> &str {
 fn every_rule_finds_its_examples_and_no_clean_text() {
     let scanner = scanner();
     let sources = rules::read(rules::BUILT_IN).unwrap();
-    assert!(sources.len() >= 50);
+    assert!(sources.len() >= 200);
     let mut ids: Vec<_> = sources.iter().map(|source| &source.id).collect();
     ids.sort_unstable();
     ids.dedup();
     assert_eq!(ids.len(), sources.len(), "an id is duplicated");
     for source in &sources {
         assert!(!source.description.is_empty() && !source.matches.is_empty(), "{}", source.id);
+        let (mut hits, mut all) = (0, 0);
         for round in 0..40 {
             let mut seed = Seed::new(round);
             for template in &source.matches {
                 let text = expand(template, &mut seed);
                 for text in [text.clone(), format!("a {text} b"), format!("k=\"{text}\",")] {
-                    let found = found(&scanner, &text);
-                    assert!(found.contains(&source.id.as_str()), "{}: {template}", source.id);
+                    all += 1;
+                    hits += usize::from(found(&scanner, &text).contains(&source.id.as_str()));
                 }
             }
             for template in &source.clean {
@@ -87,6 +88,9 @@ fn every_rule_finds_its_examples_and_no_clean_text() {
                 assert_eq!(found(&scanner, &text), Vec::<&str>::new(), "{}: {template}", source.id);
             }
         }
+        // A short random text can look like words.
+        let least = if source.check == Some(rules::Check::Random) { 80 } else { 100 };
+        assert!(100 * hits >= least * all, "{}: {hits} of {all}", source.id);
     }
 }
 
@@ -298,18 +302,17 @@ async fn large_messages_are_scanned_and_larger_ones_are_a_fault() {
 }
 
 #[tokio::test]
-async fn flood_of_keywords_stays_within_the_budget() {
-    let scanner = scanner();
-    let sources = rules::read(rules::BUILT_IN).unwrap();
-    let all: String = sources.iter().flat_map(|s| s.keywords.clone()).collect();
-    let text = all.repeat(300_000 / all.len());
-    // Windows of one rule never overlap: each reads every byte at most once.
-    let mut budget = Budget(sources.len() * text.len());
-    assert!(scanner.scan(text.as_bytes(), &mut budget).is_ok());
-    // A message that consists of apparent secrets is a fault, not a long wait.
-    let exchange = answered(message("a", "tools/call"), json!("glpat-".repeat(150_000)));
+async fn flood_of_keywords_is_scanned() {
     let secrets = secrets(&Config::default());
-    assert!(secrets.inspect(&exchange, Phase::Response).await.is_err());
+    let sources = rules::read(rules::BUILT_IN).unwrap();
+    let all: Vec<_> = sources.iter().flat_map(|source| source.keywords.clone()).collect();
+    for keyword in ["glpat-".to_owned(), "eyJ".into(), all[..17].concat(), all.concat()] {
+        let flood = keyword.repeat((1 << 18) / keyword.len());
+        // Some floods resemble tokens. None is a fault, and none hides a token after it.
+        let verdict =
+            response(&secrets, &json!([format!("{flood} {}", token())]).to_string()).await;
+        assert!(replacement(&verdict).ends_with(" [redacted:github-token]\"]"));
+    }
 }
 
 #[tokio::test]
