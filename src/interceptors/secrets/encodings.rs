@@ -9,11 +9,13 @@
 //!   covers the units that it touches, and the plain text between them.
 //!
 //! The caller decodes views again, up to a depth. [`Allowance`] bounds the decoded bytes of a
-//! message.
+//! message; what would exceed it is an error. Views are made one after the other, none much longer
+//! than [`PART_BYTES`], so that a large message needs little memory.
 
 use std::{
     borrow::Cow,
-    io::Read,
+    cell::Cell,
+    io::{self, BufRead, BufReader, Cursor, Read},
     ops::Range,
     sync::{LazyLock, OnceLock},
 };
@@ -21,6 +23,8 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use unicode_normalization::UnicodeNormalization;
 use unicode_security::skeleton;
+
+use super::scan::{Budget, Spent};
 
 /// Minimum length in bytes of a base64 run: 15 encoded bytes.
 const MIN_BASE64_BYTES: usize = 20;
@@ -32,29 +36,41 @@ const LONG_RUN_BYTES: usize = 200;
 const MIN_WRAPPED_BYTES: usize = 40;
 /// Text between two parts of a view that are not adjacent. No rule matches across it.
 const GAP: &[u8] = b"\0\n";
+/// Maximum length in bytes of a text that is scanned at once. A longer one is scanned in parts.
+pub(super) const PART_BYTES: usize = 512 << 10;
+/// Bytes that a part has in common with the next one.
+pub(super) const OVERLAP_BYTES: usize = 64 << 10;
+/// Minimum length in bytes of a text among other decoded bytes.
+const MIN_TEXT_BYTES: usize = 8;
+/// Limit in bytes of a name in front of a run.
+const MAX_NAME_BYTES: usize = 80;
+/// Limit in bytes of a decoded text that can be the value of a name in front of it.
+const MAX_NAMED_BYTES: usize = 256;
+/// Limit of archives within each other.
+const MAX_ARCHIVES: usize = 3;
 
 /// Decoded bytes that a message may cost. Every text of the message earns its share when its scan
-/// begins, so no text uses up the share of a later one.
+/// begins.
 #[derive(Default)]
 pub(super) struct Allowance {
     left: usize,
     /// Bytes decoded so far.
     pub spent: usize,
+    /// Archives opened so far.
+    pub archives: usize,
 }
 
 /// Decoded bytes of a message, in addition to [`DECODED_FACTOR`] times its texts.
-const BASE_DECODED_BYTES: usize = 64 << 10;
-const DECODED_FACTOR: usize = 6;
-/// Decoded bytes for each byte of a text that one run cannot take from the runs behind it.
-const RESERVED_FACTOR: usize = 3;
-/// Cost in bytes of a decompression, whatever it yields, or [`UNPACK_FACTOR`] times the run if that is
-/// less: what a run earns is enough for a short content.
+pub(super) const BASE_DECODED_BYTES: usize = 256 << 10;
+pub(super) const DECODED_FACTOR: usize = 16;
+/// Cost in bytes of opening an archive, whatever it yields, or [`UNPACK_FACTOR`] times its length if
+/// that is less.
 const UNPACK_BYTES: usize = 1 << 10;
 const UNPACK_FACTOR: usize = 4;
 
 impl Allowance {
     pub(super) fn new() -> Self {
-        Self { left: BASE_DECODED_BYTES, spent: 0 }
+        Self { left: BASE_DECODED_BYTES, ..Self::default() }
     }
 
     /// Adds the share of a text of the message.
@@ -62,33 +78,21 @@ impl Allowance {
         self.left = self.left.saturating_add(bytes.saturating_mul(DECODED_FACTOR));
     }
 
-    /// Takes up to `wanted` bytes.
-    pub(super) fn take(&mut self, wanted: usize) -> usize {
-        let taken = wanted.min(self.left);
-        self.left -= taken;
-        self.spent += taken;
-        taken
-    }
-
-    /// How often a text of that size can be decoded.
-    pub(super) fn times(&self, bytes: usize) -> usize {
-        self.left / bytes.max(1)
-    }
-
-    /// Does some work with an equal share of what is left for `parts` such works.
-    pub(super) fn share<T>(&mut self, parts: usize, work: impl FnOnce(&mut Self) -> T) -> T {
-        let aside = self.left - self.left / parts.max(1);
-        self.left -= aside;
-        let done = work(self);
-        self.left += aside;
-        done
+    /// Takes bytes that are or will be decoded.
+    pub(super) fn take(&mut self, bytes: usize) -> Result<(), Spent> {
+        self.left = self.left.checked_sub(bytes).ok_or(Spent)?;
+        self.spent += bytes;
+        Ok(())
     }
 }
 
 /// Text with parts decoded.
+#[derive(Default)]
 pub(super) struct View {
-    /// UTF-8, unless a run encodes other bytes.
+    /// UTF-8, unless units encode other bytes.
     pub text: Vec<u8>,
+    /// Whether lines were joined.
+    pub is_joined: bool,
     parts: Vec<Part>,
 }
 
@@ -153,7 +157,7 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn new(raw: &'a [u8]) -> Self {
-        Self { raw, view: View { text: Vec::new(), parts: Vec::new() }, at: 0 }
+        Self { raw, view: View::default(), at: 0 }
     }
 
     fn push(&mut self, raw: Range<usize>, text: &[u8], kind: Kind) {
@@ -186,22 +190,36 @@ impl<'a> Builder<'a> {
     }
 
     /// View of the whole text, if it has units. It is as long as the text because a secret can be.
-    fn units(mut self, left: &mut Allowance) -> Option<View> {
+    fn units(mut self) -> Option<View> {
         if self.view.parts.is_empty() {
             return None;
         }
         self.plain(self.at..self.raw.len());
-        let length = left.take(self.view.text.len());
-        self.view.text.truncate(length);
         Some(self.view)
     }
 }
 
-/// Every view of a text, except [`lines`].
-pub(super) fn views(text: &[u8], depth: usize, left: &mut Allowance) -> Vec<View> {
-    let factor = if depth == 0 { RESERVED_FACTOR } else { 1 };
-    let units = [characters, quoted_printable, byte_lists].map(|view| view(text, left));
-    units.into_iter().chain([runs(text, factor, left)]).flatten().collect()
+/// Function for each view.
+pub(super) type Each<'a> = dyn FnMut(&View, &mut Budget) -> Result<(), Spent> + 'a;
+
+/// Makes every view of a text. Of joined lines, only runs are new. Views of joined lines come last.
+pub(super) fn views(
+    text: &[u8],
+    is_joined: bool,
+    budget: &mut Budget,
+    each: &mut Each<'_>,
+) -> Result<(), Spent> {
+    runs(text, budget, each)?;
+    if is_joined {
+        return Ok(());
+    }
+    for make in [characters, quoted_printable, byte_lists, lines] {
+        if let Some(view) = make(text) {
+            budget.decoded.take(view.text.len())?;
+            each(&view, budget)?;
+        }
+    }
+    Ok(())
 }
 
 /// Base64 and hex of a secret that is too short for a run: at each of the three places that its
@@ -229,8 +247,9 @@ const MIN_DIVIDED_BYTES: usize = 20;
 
 /// View with words joined that a line break divides, also in string literals (`"…" +`), comments
 /// and quotations.
-pub(super) fn lines(text: &[u8], left: &mut Allowance) -> Option<View> {
+fn lines(text: &[u8]) -> Option<View> {
     let mut builder = Builder::new(text);
+    builder.view.is_joined = true;
     let mut from = 0;
     for at in memchr::memchr_iter(b'\n', text) {
         let before = end_of_line(text.get(from..at).unwrap_or_default());
@@ -247,7 +266,7 @@ pub(super) fn lines(text: &[u8], left: &mut Allowance) -> Option<View> {
             from = at + 1;
         }
     }
-    builder.units(left)
+    builder.units()
 }
 
 /// Line without what ends it beside its text: blanks, a sign of continuation, a quote.
@@ -319,18 +338,21 @@ fn class(byte: u8) -> u8 {
     CLASSES.get(usize::from(byte)).copied().unwrap_or(0)
 }
 
+/// Position of the first byte of the run that ends before `at`, at or behind `from`.
+pub(super) fn run_start(text: &[u8], from: usize, at: usize) -> usize {
+    let before = text.get(from..at).unwrap_or_default();
+    from + before.iter().rposition(|b| class(*b) & BASE64 == 0).map_or(0, |last| last + 1)
+}
+
 /// Position of the first byte from `at` that base64 does not have.
 fn run_end(text: &[u8], at: usize) -> usize {
     let rest = text.get(at..).unwrap_or_default();
     at + rest.iter().position(|b| class(*b) & BASE64 == 0).unwrap_or(rest.len())
 }
 
-/// View of all runs. Looks at every twentieth byte first: text of short words costs little.
-/// Each run can be decoded to `factor` times its length, and to a part of what is left beyond that.
-fn runs(text: &[u8], factor: usize, left: &mut Allowance) -> Option<View> {
-    let mut builder = Builder::new(text);
-    let reserved = left.times(text.len()).min(RESERVED_FACTOR);
-    let mut from = 0;
+/// Finds the next run from a position. Looks at every twentieth byte first: text of short words
+/// costs little.
+fn next_run(text: &[u8], mut from: usize) -> Option<Range<usize>> {
     while let Some(&probe) = text.get(from + MIN_BASE64_BYTES - 1) {
         let last = from + MIN_BASE64_BYTES - 1;
         if class(probe) & BASE64 == 0 {
@@ -345,7 +367,6 @@ fn runs(text: &[u8], factor: usize, left: &mut Allowance) -> Option<View> {
         let mut run = from..run_end(text, last);
         let first = run.len();
         // Lines of one length belong together, and a shorter one after them.
-        let mut wrapped = false;
         while first >= MIN_WRAPPED_BYTES
             && let Some(next) = next_line(text, run.end)
         {
@@ -353,33 +374,276 @@ fn runs(text: &[u8], factor: usize, left: &mut Allowance) -> Option<View> {
             if end == next || end - next > first {
                 break;
             }
-            wrapped = true;
             run.end = end;
             if end - next < first {
                 break;
             }
         }
-        from = run.end;
-        while text.get(run.end) == Some(&b'=') && run.end - from < 6 {
-            run.end += 1;
-        }
-        from = run.end;
-        // What the runs behind this one need stays.
-        let aside = ((text.len() - run.end) * reserved).min(left.left);
-        left.left -= aside;
-        let raw = text.get(run.clone()).unwrap_or_default();
-        let joined: Cow<'_, [u8]> = match wrapped {
-            true => raw.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect(),
-            false => raw.into(),
-        };
-        run_of(&joined, |decoded| {
-            let decoded = unpack(decoded, &run, factor, left);
-            let length = left.take(decoded.len());
-            builder.run(run.clone(), decoded.get(..length).unwrap_or_default());
-        });
-        left.left += aside;
+        let padding = text.get(run.end..).unwrap_or_default().iter().take(6);
+        run.end += padding.take_while(|b| **b == b'=').count();
+        return Some(run);
     }
-    builder.runs()
+    None
+}
+
+/// Ranges of a run that may be encoded each: all of it, and the parts between lines of different
+/// alphabets and before each archive.
+fn pieces(text: &[u8], run: &Range<usize>) -> Vec<Range<usize>> {
+    let body = text.get(run.clone()).unwrap_or_default();
+    let mut cuts: Vec<usize> = memchr::memmem::find_iter(body, GZIP_IN_BASE64).collect();
+    if cuts.iter().all(|cut| *cut == 0) && memchr::memchr(b'\n', body).is_none() {
+        return vec![run.clone()];
+    }
+    let mut at = 0;
+    let mut last = None;
+    for line in body.split_inclusive(|b| *b == b'\n') {
+        let digits = line.trim_ascii();
+        let kind =
+            [HEX, BASE32].into_iter().find(|bit| digits.iter().all(|b| class(*b) & bit != 0));
+        let head = bits(digits.get(..4).unwrap_or_default(), 6, base64_digit);
+        if at > 0 && (last != Some(kind) || is_archive(&head)) {
+            cuts.push(at);
+        }
+        last = Some(kind);
+        at += line.len();
+    }
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts.retain(|cut| *cut > 0);
+    let mut all = vec![run.clone()];
+    if cuts.is_empty() {
+        return all;
+    }
+    let mut start = 0;
+    for end in cuts.into_iter().chain([body.len()]) {
+        if end - start >= MIN_BASE64_BYTES {
+            all.push(run.start + start..run.start + end);
+        }
+        start = end;
+    }
+    all
+}
+
+/// First bytes of a gzip archive in base64.
+const GZIP_IN_BASE64: &[u8] = b"H4sI";
+
+/// Name in front of a run that is its value, such as `"api-key": "`; otherwise empty.
+fn name_of(text: &[u8], at: usize) -> Range<usize> {
+    let before = text.get(at.saturating_sub(MAX_NAME_BYTES)..at).unwrap_or_default();
+    let is_between = |b: &u8| matches!(b, b' ' | b'\t' | b'"' | b'\'' | b'\\');
+    let name = before.iter().rposition(|b| !is_between(b));
+    if !name.is_some_and(|last| matches!(before.get(last), Some(b':' | b'='))) {
+        return at..at;
+    }
+    let is_end = |b: &u8| matches!(b, b'\n' | b'\r' | b',' | b';' | b'{' | b'&');
+    let start = before.iter().rposition(is_end).map_or(0, |end| end + 1);
+    at - (before.len() - start)..at
+}
+
+/// Views of runs under construction.
+struct Runs<'a, 'b> {
+    builder: Builder<'a>,
+    budget: &'b mut Budget,
+    each: &'b mut Each<'b>,
+}
+
+/// Makes the views of all runs.
+pub(super) fn runs<'a>(
+    text: &[u8],
+    budget: &'a mut Budget,
+    each: &'a mut Each<'a>,
+) -> Result<(), Spent> {
+    let mut runs = Runs { builder: Builder::new(text), budget, each };
+    let mut from = 0;
+    while let Some(run) = next_run(text, from) {
+        from = run.end;
+        for piece in pieces(text, &run) {
+            let raw = text.get(piece.clone()).unwrap_or_default();
+            let joined: Cow<'_, [u8]> = match memchr::memchr(b'\n', raw) {
+                Some(_) => raw.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect(),
+                None => raw.into(),
+            };
+            run_of(&joined, &mut |decoded| runs.add(&piece, decoded))?;
+        }
+    }
+    runs.flush()
+}
+
+/// Makes the views of archives in runs that are longer than a part, of which a part has only a
+/// piece.
+pub(super) fn long_archives<'a>(
+    text: &[u8],
+    budget: &'a mut Budget,
+    each: &'a mut Each<'a>,
+) -> Result<(), Spent> {
+    let mut runs = Runs { builder: Builder::new(text), budget, each };
+    let mut from = 0;
+    while let Some(run) = next_run(text, from) {
+        from = run.end;
+        if run.len() <= OVERLAP_BYTES {
+            continue;
+        }
+        for piece in pieces(text, &run).into_iter().filter(|piece| piece.len() > OVERLAP_BYTES) {
+            let raw = text.get(piece.clone()).unwrap_or_default();
+            for width in [4, 6] {
+                let mut digits = BufReader::new(Digits { text: raw, width, bits: 0, held: 0 });
+                if digits.fill_buf().is_ok_and(is_archive) {
+                    runs.inflate(&piece, digits)?;
+                }
+            }
+        }
+    }
+    runs.flush()
+}
+
+/// Reader of the bytes that digits of `width` bits encode, in lines or not.
+struct Digits<'a> {
+    text: &'a [u8],
+    width: u32,
+    bits: u32,
+    held: u32,
+}
+
+impl Read for Digits<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let mut length = 0;
+        while let (Some(place), [first, rest @ ..]) = (out.get_mut(length), self.text) {
+            self.text = rest;
+            if first.is_ascii_whitespace() {
+                continue;
+            }
+            let value = if self.width == 4 { hex_digit(*first) } else { base64_digit(*first) };
+            let Some(value) = value else {
+                self.text = &[];
+                break;
+            };
+            self.bits = self.bits << self.width | u32::from(value);
+            self.held += self.width;
+            if self.held >= 8 {
+                self.held -= 8;
+                *place = (self.bits >> self.held) as u8;
+                length += 1;
+            }
+        }
+        Ok(length)
+    }
+}
+
+impl Runs<'_, '_> {
+    /// Adds the bytes that a range encodes.
+    fn add(&mut self, raw: &Range<usize>, bytes: &[u8]) -> Result<(), Spent> {
+        self.budget.decoded.take(bytes.len())?;
+        if is_archive(bytes) {
+            self.inflate(raw, bytes)?;
+        }
+        // Text can follow an archive.
+        self.texts(raw, bytes)
+    }
+
+    /// Adds the texts among decoded bytes.
+    fn texts(&mut self, raw: &Range<usize>, bytes: &[u8]) -> Result<(), Spent> {
+        let name = match bytes.len() {
+            ..=MAX_NAMED_BYTES => name_of(self.builder.raw, raw.start),
+            _ => raw.start..raw.start,
+        };
+        // Other bytes can have zeros in front, too.
+        if let Some(text) = utf16(bytes) {
+            self.budget.decoded.take(text.len() + name.len())?;
+            self.push(raw, name.clone(), text.as_bytes())?;
+        }
+        if std::str::from_utf8(bytes).is_ok() {
+            self.budget.decoded.take(name.len())?;
+            return self.push(raw, name, bytes);
+        }
+        for chunk in bytes.utf8_chunks() {
+            // Pictures and programs have few texts: looking at these alone keeps their cost low.
+            let is_other =
+                |c: char| c.is_ascii_control() && !matches!(c, '\0' | '\t' | '\n' | '\r');
+            for text in chunk.valid().split(is_other).filter(|text| text.len() >= MIN_TEXT_BYTES) {
+                self.push(raw, raw.start..raw.start, text.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, raw: &Range<usize>, name: Range<usize>, text: &[u8]) -> Result<(), Spent> {
+        self.builder.plain(name);
+        self.builder.run(raw.clone(), text);
+        if self.builder.view.text.len() >= PART_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    /// Hands out the view so far.
+    fn flush(&mut self) -> Result<(), Spent> {
+        let view = std::mem::take(&mut self.builder.view);
+        if view.parts.is_empty() { Ok(()) } else { (self.each)(&view, self.budget) }
+    }
+
+    /// Adds the content of an archive, also of one within it. What a broken archive has before its
+    /// fault counts.
+    fn inflate(&mut self, raw: &Range<usize>, packed: impl BufRead) -> Result<(), Spent> {
+        self.budget.decoded.archives += 1;
+        self.budget.decoded.take(UNPACK_BYTES.min(UNPACK_FACTOR * raw.len()))?;
+        let left = Cell::new(self.budget.decoded.left);
+        let mut content = open(Box::new(packed), &left, MAX_ARCHIVES);
+        let mut part = Vec::new();
+        loop {
+            let old = part.len();
+            let wanted = PART_BYTES - old;
+            // A fault leaves the bytes before it.
+            let _ = content.by_ref().take(wanted as u64).read_to_end(&mut part);
+            let new = part.len() - old;
+            self.budget.decoded.take(self.budget.decoded.left - left.get())?;
+            if left.get() == 0 {
+                return Err(Spent);
+            }
+            if new > 0 {
+                self.texts(raw, &part)?;
+            }
+            if new < wanted {
+                return Ok(());
+            }
+            part.drain(..part.len() - OVERLAP_BYTES);
+            self.flush()?;
+            left.set(self.budget.decoded.left);
+        }
+    }
+}
+
+/// Reader that takes what it reads from a counter. At its end, it fails.
+struct Metered<'a, R> {
+    inner: R,
+    left: &'a Cell<usize>,
+}
+
+impl<R: Read> Read for Metered<'_, R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(out)?;
+        let left = self.left.get().saturating_sub(length);
+        self.left.set(left);
+        if left > 0 || length == 0 { Ok(length) } else { Err(io::ErrorKind::QuotaExceeded.into()) }
+    }
+}
+
+/// Content of an archive, and of archives within it.
+fn open<'a>(
+    mut packed: Box<dyn BufRead + 'a>,
+    left: &'a Cell<usize>,
+    archives: usize,
+) -> Box<dyn BufRead + 'a> {
+    let mut head = Vec::new();
+    // A fault shows again when the rest is read.
+    let _ = packed.by_ref().take(3).read_to_end(&mut head);
+    let is_gzip = head.first() == Some(&0x1f);
+    if archives == 0 || !is_archive(&head) {
+        return Box::new(Cursor::new(head).chain(packed));
+    }
+    let packed = Cursor::new(head).chain(packed);
+    let content: Box<dyn Read + 'a> = match is_gzip {
+        true => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
+        false => Box::new(flate2::bufread::ZlibDecoder::new(packed)),
+    };
+    let content = BufReader::with_capacity(4 << 10, Metered { inner: content, left });
+    open(Box::new(content), left, archives - 1)
 }
 
 /// Start of the next line if the text at this position ends a line.
@@ -390,53 +654,49 @@ fn next_line(text: &[u8], at: usize) -> Option<usize> {
 }
 
 /// Calls `each` with everything that a run may encode.
-fn run_of(run: &[u8], mut each: impl FnMut(&[u8])) {
+fn run_of(run: &[u8], each: &mut dyn FnMut(&[u8]) -> Result<(), Spent>) -> Result<(), Spent> {
     let body = run.trim_ascii_end();
     let padding = body.iter().rev().take_while(|b| **b == b'=').count();
     let body = body.get(..body.len() - padding).unwrap_or_default();
     let all = |text: &[u8], bit: u8| text.iter().all(|b| class(*b) & bit != 0);
-    // Letters in front of hex digits, such as `0x` or a name, can look like one more digit.
-    let mut at = 0;
     for digits in body.split(|b| class(*b) & HEX == 0) {
-        let shifts = if at == 0 { 0..1 } else { 0..2 };
-        at += digits.len() + 1;
         if digits.len() < MIN_DIGITS_BYTES {
             continue;
         }
-        for shift in shifts {
+        // Letters in front of hex digits, such as `0x` or a name, can look like one more digit.
+        for shift in 0..2 {
             let decoded = bits(digits.get(shift..).unwrap_or_default(), 4, hex_digit);
             if digits.len() >= LONG_RUN_BYTES || is_worth(&decoded) {
-                each(&decoded);
+                each(&decoded)?;
             }
         }
         // A digest is not base64.
         if digits.len() == body.len() {
-            return;
+            return Ok(());
         }
     }
-    if let Some(digits) = body.split(|b| matches!(b, b'-' | b'_' | b'/')).max_by_key(|p| p.len())
-        && digits.len() >= MIN_DIGITS_BYTES
-        && (all(digits, BASE32) || all_lower_base32(digits))
-    {
-        each(&bits(digits, 5, |b| match b.to_ascii_uppercase() {
-            b @ b'A'..=b'Z' => Some(b - b'A'),
-            b @ b'2'..=b'7' => Some(b - b'2' + 26),
-            _ => None,
-        }));
+    for digits in body.split(|b| matches!(b, b'-' | b'_' | b'/')) {
+        if digits.len() >= MIN_DIGITS_BYTES && (all(digits, BASE32) || all_lower_base32(digits)) {
+            each(&bits(digits, 5, |b| match b.to_ascii_uppercase() {
+                b @ b'A'..=b'Z' => Some(b - b'A'),
+                b @ b'2'..=b'7' => Some(b - b'2' + 26),
+                _ => None,
+            }))?;
+        }
     }
     let seen = body.iter().fold(0, |seen, b| seen | class(*b));
     if body.len() < MIN_BASE64_BYTES || seen & UPPER == 0 || seen & LOWER == 0 {
-        return;
+        return Ok(());
     }
     // Other text in front of the encoded one shifts its groups of four.
     for shift in 0..4 {
         let body = body.get(shift..).unwrap_or_default();
         let is_long = shift == 0 && body.len() >= LONG_RUN_BYTES;
-        if !is_long && !sampled(body) {
-            continue;
+        if is_long || sampled(body) {
+            each(&bits(body, 6, base64_digit))?;
         }
-        each(&bits(body, 6, base64_digit));
     }
+    Ok(())
 }
 
 fn hex_digit(byte: u8) -> Option<u8> {
@@ -478,14 +738,12 @@ fn sampled(body: &[u8]) -> bool {
 }
 
 fn is_packed(bytes: &[u8]) -> bool {
-    match bytes {
-        [0x1f, 0x8b, 8, ..] => true,
-        [0x78, flags @ (0x01 | 0x5e | 0x9c | 0xda), ..] => {
-            (0x7800 + u32::from(*flags)).is_multiple_of(31)
-        }
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => true,
-        _ => false,
-    }
+    is_archive(bytes) || matches!(bytes, [0xff, 0xfe, ..] | [0xfe, 0xff, ..])
+}
+
+/// Whether bytes begin as gzip or zlib does.
+fn is_archive(bytes: &[u8]) -> bool {
+    matches!(bytes, [0x1f, 0x8b, 8, ..] | [0x78, 0x01 | 0x5e | 0x9c | 0xda, ..])
 }
 
 /// Whether at least two of three bytes are printable, or every second one is zero.
@@ -533,38 +791,6 @@ fn bits(text: &[u8], width: u32, digit: impl Fn(u8) -> Option<u8>) -> Vec<u8> {
     out
 }
 
-/// Content of gzip, zlib or UTF-16; other bytes as they are. What a broken archive has before its
-/// fault counts.
-fn unpack<'a>(
-    bytes: &'a [u8],
-    run: &Range<usize>,
-    factor: usize,
-    left: &mut Allowance,
-) -> Cow<'a, [u8]> {
-    let mut out = Vec::new();
-    let cost = UNPACK_BYTES.min(UNPACK_FACTOR * run.len());
-    if is_packed(bytes) && left.take(cost) < cost {
-        return Cow::Borrowed(bytes);
-    }
-    // A bomb takes a part of what is left, not all.
-    let limit = left.left.min(run.len() * factor + left.left / 4) as u64;
-    // An error leaves the text before it.
-    match bytes {
-        [0x1f, 0x8b, ..] if is_packed(bytes) => {
-            let _ = flate2::read::MultiGzDecoder::new(bytes).take(limit).read_to_end(&mut out);
-        }
-        [0x78, ..] if is_packed(bytes) => {
-            let _ = flate2::read::ZlibDecoder::new(bytes).take(limit).read_to_end(&mut out);
-        }
-        _ => {}
-    }
-    let bytes = if out.is_empty() { Cow::Borrowed(bytes) } else { Cow::Owned(out) };
-    match utf16(&bytes) {
-        Some(text) => Cow::Owned(text.into_bytes()),
-        None => bytes,
-    }
-}
-
 /// Text of bytes in UTF-16, with a byte order mark or without.
 fn utf16(bytes: &[u8]) -> Option<String> {
     let (big, body) = match bytes {
@@ -583,20 +809,18 @@ fn utf16(bytes: &[u8]) -> Option<String> {
     Some(char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
 }
 
-/// View with percent escapes, HTML entities and characters other than ASCII resolved.
-fn characters(text: &[u8], left: &mut Allowance) -> Option<View> {
+/// View with percent escapes, HTML entities and characters other than ASCII resolved. Bytes that are
+/// not UTF-8 are left out.
+fn characters(text: &[u8]) -> Option<View> {
     let is_plain = text.is_ascii() && memchr::memchr(0, text).is_none();
-    let unicode = if is_plain { None } else { std::str::from_utf8(text).ok() };
     let mut builder = Builder::new(text);
     let mut at = 0;
     let mut word = Word::default();
     loop {
         let rest = text.get(at..).unwrap_or_default();
-        let next = match unicode {
-            None => memchr::memchr2(b'%', b'&', rest),
-            Some(_) => {
-                rest.iter().position(|b| matches!(b, b'%' | b'&') || *b == 0 || !b.is_ascii())
-            }
+        let next = match is_plain {
+            true => memchr::memchr2(b'%', b'&', rest),
+            false => rest.iter().position(|b| matches!(b, b'%' | b'&' | 0) || !b.is_ascii()),
         };
         let Some(next) = next else { break };
         at += next;
@@ -622,8 +846,11 @@ fn characters(text: &[u8], left: &mut Allowance) -> Option<View> {
                 at += 1;
             }
             _ => {
-                let c = unicode.and_then(|text| text.get(at..)).and_then(|t| t.chars().next());
-                let Some(c) = c else { break };
+                let Some(c) = first_char(rest) else {
+                    builder.unit(at..at + 1, &[]);
+                    at += 1;
+                    continue;
+                };
                 let end = at + c.len_utf8();
                 let counts = |form: &&Form| match form.context {
                     Context::Any => true,
@@ -637,7 +864,13 @@ fn characters(text: &[u8], left: &mut Allowance) -> Option<View> {
             }
         }
     }
-    builder.units(left)
+    builder.units()
+}
+
+/// Character at the start of a text, if it is UTF-8 there.
+fn first_char(text: &[u8]) -> Option<char> {
+    let start = text.get(..text.len().min(4))?;
+    start.utf8_chunks().next()?.valid().chars().next()
 }
 
 /// The last word examined, so that each is examined once.
@@ -815,7 +1048,10 @@ fn entity(text: &[u8]) -> Option<(usize, char)> {
             _ => (0, 10),
         };
         let digits = number.get(start..)?;
-        let length = digits.iter().take(8).take_while(|b| char::from(**b).is_digit(radix)).count();
+        // Any number of zeros may precede.
+        let zeros = digits.iter().take_while(|b| **b == b'0').count();
+        let rest = digits.get(zeros..)?.iter().take(8);
+        let length = zeros + rest.take_while(|b| char::from(**b).is_digit(radix)).count();
         let value = std::str::from_utf8(digits.get(..length)?).ok()?;
         let c = char::from_u32(u32::from_str_radix(value, radix).ok()?)?;
         let closed = usize::from(digits.get(length) == Some(&b';'));
@@ -839,7 +1075,7 @@ static BYTE_LISTS: LazyLock<Option<regex::bytes::Regex>> = LazyLock::new(|| {
 });
 
 /// View of all lists of bytes.
-fn byte_lists(text: &[u8], left: &mut Allowance) -> Option<View> {
+fn byte_lists(text: &[u8]) -> Option<View> {
     let mut builder = Builder::new(text);
     for list in BYTE_LISTS.as_ref()?.find_iter(text) {
         let of_digit = |b: &u8| class(*b) & (HEX | UPPER | LOWER) != 0;
@@ -847,8 +1083,7 @@ fn byte_lists(text: &[u8], left: &mut Allowance) -> Option<View> {
         let bytes = items.filter_map(|item| hex_byte(item.get(item.len().checked_sub(2)?..)?));
         let decoded: Vec<u8> = bytes.collect();
         if is_worth(&decoded) {
-            let length = left.take(decoded.len());
-            builder.run(list.range(), decoded.get(..length).unwrap_or_default());
+            builder.run(list.range(), &decoded);
         }
     }
     builder.runs()
@@ -861,7 +1096,7 @@ static QUOTED_PRINTABLE: LazyLock<Option<regex::bytes::Regex>> = LazyLock::new(|
 });
 
 /// View with quoted-printable decoded.
-fn quoted_printable(text: &[u8], left: &mut Allowance) -> Option<View> {
+fn quoted_printable(text: &[u8]) -> Option<View> {
     memchr::memchr(b'=', text)?;
     if !QUOTED_PRINTABLE.as_ref()?.is_match(text) {
         return None;
@@ -886,5 +1121,5 @@ fn quoted_printable(text: &[u8], left: &mut Allowance) -> Option<View> {
             None => at += 1,
         }
     }
-    builder.units(left)
+    builder.units()
 }

@@ -21,13 +21,8 @@ pub(super) struct Layers<'a> {
 impl<'a> Layers<'a> {
     /// Layers of a UTF-8 text. A text without escapes has none.
     pub(super) fn of(base: &'a [u8]) -> Self {
-        Self::up_to(base, MAX_LAYERS)
-    }
-
-    /// At most that many layers.
-    pub(super) fn up_to(base: &'a [u8], levels: usize) -> Self {
         let mut resolved: Vec<Vec<u8>> = Vec::new();
-        while resolved.len() < levels
+        while resolved.len() < MAX_LAYERS
             && let Some(next) = resolve(resolved.last().map_or(base, Vec::as_slice))
         {
             resolved.push(next);

@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use super::{
     Action,
     json_strings::{Malformed, each_string, locate},
-    scan::{Budget, Hit, Scanner},
+    scan::{Budget, Hit, MAX_NAME_BYTES, Scanner, Spent},
 };
 
 /// Limit of the reported secrets of one payload; further ones are counted.
@@ -37,6 +37,29 @@ pub(super) struct Found {
     pub action: Action,
 }
 
+/// Reason why a payload could not be scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unscanned {
+    #[error("the payload is not JSON")]
+    Malformed,
+    #[error(
+        "the payload has too many keywords of secrets, or too much encoded text, to scan it in time"
+    )]
+    Spent,
+}
+
+impl From<Malformed> for Unscanned {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
+    }
+}
+
+impl From<Spent> for Unscanned {
+    fn from(_: Spent) -> Self {
+        Self::Spent
+    }
+}
+
 /// Part of a payload that a mark replaces.
 struct Cut {
     range: Range<usize>,
@@ -51,16 +74,26 @@ pub(super) fn inspect(
     scanner: &Scanner,
     actions: &[Action],
     raw: &[u8],
-) -> Result<Report, Malformed> {
-    let mut budget = Budget::of(raw.len());
+) -> Result<Report, Unscanned> {
+    inspect_within(&mut Budget::of(raw.len()), scanner, actions, raw)
+}
+
+/// The same within a budget.
+pub(super) fn inspect_within(
+    budget: &mut Budget,
+    scanner: &Scanner,
+    actions: &[Action],
+    raw: &[u8],
+) -> Result<Report, Unscanned> {
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
-    each_string::<Malformed>(raw, |path, text| {
-        let mut hits = scanner.scan(&text.decoded, &mut budget);
+    each_string::<Unscanned>(raw, |path, text| {
+        let mut hits = scanner.scan(&text.decoded, budget)?;
         if !text.is_key
-            && let Some(name) = path.member(raw)
+            && Scanner::may_be_named(&text.decoded)
+            && let Some(name) = path.member(raw, MAX_NAME_BYTES)
         {
-            hits.extend(scanner.scan_member(&name, &text.decoded, &mut budget));
+            hits.extend(scanner.scan_member(name, &text.decoded, budget)?);
         }
         if hits.is_empty() {
             return Ok(false);

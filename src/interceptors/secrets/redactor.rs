@@ -32,9 +32,6 @@ pub struct Scrubber {
     known: Mutex<Vec<Known>>,
 }
 
-/// Maximum length of a key that is scanned together with its value. Longer keys match no rule. Each
-/// element of an array is scanned with the array's key.
-const MAX_KEY_BYTES: usize = 128;
 /// Limit of parsed levels of JSON within strings of JSON.
 const MAX_NESTED: usize = 4;
 /// Replacement of a value that only its name marks as secret.
@@ -141,12 +138,17 @@ impl Scrubber {
         Ok(Scanner::new(rules, &exact)?)
     }
 
-    /// Replaces secrets by `[redacted:RULE]`.
+    /// Replaces secrets by `[redacted:RULE]`. A text that is too expensive to scan is replaced
+    /// whole.
     pub fn scrub(&self, text: &mut String) {
         let scanner = self.scanner.load();
-        let hits = scanner.scan(text.as_bytes(), &mut Budget::of(text.len()));
-        take_out(&scanner, text, hits);
-        take_out_named(text, &scanner.set);
+        match scanner.scan(text.as_bytes(), &mut Budget::of(text.len())) {
+            Ok(hits) => {
+                take_out(&scanner, text, hits);
+                take_out_named(text, &scanner.set);
+            }
+            Err(Spent) => *text = "[redacted]".into(),
+        }
     }
 
     /// Body with secrets replaced by `[redacted:RULE]`: in its strings, keys and numbers, and in
@@ -254,7 +256,7 @@ impl Taking<'_> {
             Value::Object(members) => Value::Object(self.members(members)?),
             Value::Number(number) => {
                 let text = number.to_string();
-                let shown = self.text(text.clone(), key);
+                let shown = self.text(text.clone(), key)?;
                 if shown == text { Value::Number(number) } else { Value::String(shown) }
             }
             plain => plain,
@@ -274,7 +276,7 @@ impl Taking<'_> {
                 Some(naming) if is_named_by_another(&name) => self.named(member, naming)?,
                 _ => self.value(member, &name)?,
             };
-            let mut name = self.text(name, "");
+            let mut name = self.text(name, "")?;
             self.secrets += take_out_named(&mut name, &self.scanner.set);
             // Two redacted keys can become equal.
             if redacted.contains_key(&name) {
@@ -334,7 +336,7 @@ impl Taking<'_> {
         let before = self.secrets;
         if let Value::String(text) = value {
             // Values that a rule knows get the rule's name.
-            let text = self.text(text, name);
+            let text = self.text(text, name)?;
             if is_harmless(&text, &self.scanner.set) {
                 return Ok(Value::String(text));
             }
@@ -345,7 +347,7 @@ impl Taking<'_> {
 
     /// String that may contain JSON documents.
     fn string(&mut self, text: String, key: &str) -> Result<String, Spent> {
-        let text = self.text(text, key);
+        let text = self.text(text, key)?;
         let documents = match self.nested < MAX_NESTED {
             true => documents(&text, &mut self.waste)?,
             false => Vec::new(),
@@ -396,7 +398,7 @@ impl Taking<'_> {
             whole.push('\n');
         }
         self.budget.spend(whole.len())?;
-        let mut hits = self.scanner.scan(whole.as_bytes(), &mut self.budget);
+        let mut hits = self.scanner.scan(whole.as_bytes(), &mut self.budget)?;
         hits.retain(|hit| {
             whole
                 .get(hit.range.clone())
@@ -426,20 +428,20 @@ impl Taking<'_> {
         Ok(())
     }
 
-    fn text(&mut self, mut text: String, key: &str) -> String {
+    fn text(&mut self, mut text: String, key: &str) -> Result<String, Spent> {
         let scanner = self.scanner;
-        let mut hits = scanner.scan(text.as_bytes(), &mut self.budget);
-        if !key.is_empty() && key.len() <= MAX_KEY_BYTES {
+        let mut hits = scanner.scan(text.as_bytes(), &mut self.budget)?;
+        if scanner.has_keyword(key.as_bytes()) {
             // Some secrets are recognized only by the name before them, which is the key here.
             let named = format!("{key}={text}");
             let before = key.len() + 1;
-            let found = scanner.scan(named.as_bytes(), &mut self.budget);
+            let found = scanner.scan(named.as_bytes(), &mut self.budget)?;
             hits.extend(found.into_iter().filter(|hit| hit.range.end > before).map(|hit| {
                 let Range { start, end } = hit.range;
                 Hit { range: start.saturating_sub(before)..end - before, ..hit }
             }));
         }
         self.secrets += take_out(scanner, &mut text, hits);
-        text
+        Ok(text)
     }
 }

@@ -55,6 +55,10 @@ pub(super) struct Source {
     /// word for secrets, such as `twitter_api_key`. For formats without a prefix of their own.
     #[serde(default)]
     pub named: bool,
+    /// Whether a match may not continue on the next line. For URLs, which the text of the next line
+    /// could continue.
+    #[serde(default)]
+    pub one_line: bool,
     /// Regex of the match. Its first group, or all of it, is the secret.
     pub regex: String,
     /// For a regex without a longest match: number of bytes after the keyword that are searched.
@@ -88,6 +92,8 @@ pub(super) enum Check {
     GithubCrc32,
     /// What follows the keyword is not an identifier, a UUID or a digest.
     Random,
+    /// What follows the keyword is not made of words.
+    NotWords,
     /// A UUID or a digest, whose digits are mixed.
     Hash,
 }
@@ -99,8 +105,13 @@ const NAME_WORDS: &str = "api|access|account|acl|admin|app|application|auth|bear
     integration|licen[cs]e|live|login|management|master|my|oauth2?|org|organization|personal|prod|\
     production|private|project|read|refresh|rest|root|s3|secret|server|service|session|shared|\
     signing|team|test|upload|user|v[0-9]|webhook|write";
-/// Last words of a name of a secret.
-const NAME_ENDS: &str = "keys?|tokens?|secrets?|password|passwd|pwd|pat|credentials?";
+/// Last words of a name of a secret. `key` alone can be that of a table or a cache: it needs one of
+/// the words before.
+const NAME_ENDS: &str = "tokens?|secrets?|password|passwd|pwd|pat|credentials?";
+/// Parts of names of values that browsers show.
+const PUBLIC: [&str; 5] = ["public", "publishable", "vite_", "react_app_", "gatsby_"];
+/// Limit in bytes of the part of a name in front of a keyword.
+const MAX_NAME_BYTES: usize = 64;
 
 impl Source {
     /// Regex of the whole match.
@@ -115,7 +126,7 @@ impl Source {
         };
         let keywords: Vec<_> = self.keywords.iter().map(keyword).collect();
         format!(
-            r#"(?i:(?:{keywords})(?:[_. -]?(?:{NAME_WORDS})){{0,4}}[_. -]?(?:{NAME_ENDS}))[\\"'`]{{0,4}}[\t ]{{0,4}}(?:=>|:=|[=:])[\t ]{{0,4}}[\\"'`]{{0,4}}({value})(?:[^A-Za-z0-9_+/=.(\[$@{{:-]|[.:]?(?:\s|$))"#,
+            r#"(?i:(?:{keywords})(?:[_. -]?(?:{NAME_WORDS})){{0,4}}[_. -]?(?:{NAME_ENDS}|(?:{NAME_WORDS})[_. -]?keys?))[\\"'`]{{0,4}}[\t ]{{0,4}}(?:=>|:=|[=:])[\t ]{{0,4}}[\\"'`]{{0,4}}({value})(?:[^A-Za-z0-9_+/=.(\[$@{{:-]|[.:]?(?:\s|$))"#,
             keywords = keywords.join("|"),
             value = self.regex,
         )
@@ -142,6 +153,8 @@ pub(super) struct Rule {
     pub ignore_case: bool,
     /// Whether a match is a value after its name.
     pub named: bool,
+    /// Whether a match is on one line.
+    pub one_line: bool,
     /// Whether the format has a line at its end.
     pub has_end: bool,
     pub action: Option<super::Action>,
@@ -218,6 +231,7 @@ impl Rule {
             keywords: source.keywords.clone(),
             ignore_case: source.ignore_case || source.named,
             named: source.named,
+            one_line: source.one_line || source.named,
             has_end: source.regex.contains("-----END"),
             action: source.action,
             before: match source.keyword_inside {
@@ -235,21 +249,35 @@ impl Rule {
         })
     }
 
-    /// Whether a match of the regex is a secret.
-    pub(super) fn accepts(&self, secret: &[u8]) -> bool {
+    /// Whether a match of the regex is a secret. `before` is the text in front of it.
+    pub(super) fn accepts(&self, before: &[u8], secret: &[u8]) -> bool {
         self.entropy.is_none_or(|least| entropy(secret) >= least)
             && self.check.is_none_or(|check| check.holds(secret, self.value(secret)))
             && self.unless.as_ref().is_none_or(|unless| !unless.is_match(secret))
+            && !(self.named && (is_public(before) || self.has_keyword(secret)))
     }
-}
 
-impl Rule {
     /// Secret without the keyword in front.
     fn value<'a>(&self, secret: &'a [u8]) -> &'a [u8] {
         let keywords = self.keywords.iter().filter(|_| !self.named);
         let values = keywords.filter_map(|keyword| secret.strip_prefix(keyword.as_bytes()));
         values.min_by_key(|value| value.len()).unwrap_or(secret)
     }
+
+    /// Whether a value has the vendor's name: it is a name itself.
+    fn has_keyword(&self, value: &[u8]) -> bool {
+        let value = value.to_ascii_lowercase();
+        let mut keywords = self.keywords.iter().filter(|keyword| keyword.len() >= 4);
+        keywords.any(|keyword| memchr::memmem::find(&value, keyword.as_bytes()).is_some())
+    }
+}
+
+/// Whether the name that a text ends with is that of a public value.
+fn is_public(text: &[u8]) -> bool {
+    let of_name = |b: &&u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    let length = text.iter().rev().take(MAX_NAME_BYTES).take_while(of_name).count();
+    let name = text.get(text.len() - length..).unwrap_or_default().to_ascii_lowercase();
+    PUBLIC.iter().any(|word| memchr::memmem::find(&name, word.as_bytes()).is_some())
 }
 
 /// Whether the first group, or its absence, is the whole match: beside it are only assertions.
@@ -269,12 +297,15 @@ impl Check {
     fn holds(self, secret: &[u8], value: &[u8]) -> bool {
         match self {
             // Some tokens with a prefix have no digits.
-            Self::Random if value.len() < secret.len() => !is_words(value),
+            Self::NotWords => !is_words(value),
+            Self::Random if value.len() < secret.len() => !is_words(value) && !has_uuid(value),
             Self::Random => {
                 value.iter().any(u8::is_ascii_digit)
                     && value.iter().any(u8::is_ascii_alphabetic)
                     && !is_words(value)
-                    && !is_digest(value)
+                    && !is_identifier(value)
+                    && !has_uuid(value)
+                    && !has_digest(value)
             }
             Self::Hash => {
                 value.iter().any(u8::is_ascii_digit)
@@ -298,6 +329,7 @@ const MIN_RANDOM_ENTROPY: (f64, f64) = (3.5, 2.9);
 fn is_words(text: &[u8]) -> bool {
     let has = |test: fn(&u8) -> bool| text.iter().any(test);
     let least = match text.len() {
+        24.. if text.iter().all(u8::is_ascii_hexdigit) => MIN_HASH_ENTROPY,
         24.. => MIN_RANDOM_ENTROPY.0,
         _ => MIN_RANDOM_ENTROPY.1,
     };
@@ -338,13 +370,29 @@ fn in_words(text: &[u8]) -> usize {
     total
 }
 
-/// Whether a text is a UUID or has the length and the digits of a digest.
-fn is_digest(text: &[u8]) -> bool {
-    let digits = text.iter().filter(|byte| byte.is_ascii_hexdigit()).count();
-    let is_uuid = text.len() == 36
-        && [8, 13, 18, 23].into_iter().all(|at| text.get(at) == Some(&b'-'))
-        && digits == 32;
-    is_uuid || digits == text.len() && matches!(digits, 32 | 40 | 56 | 64 | 96 | 128)
+/// Whether a text has separators, and letters of one case: `pagerduty-9hk8tf6c2m`.
+fn is_identifier(text: &[u8]) -> bool {
+    let has = |test: fn(&u8) -> bool| text.iter().any(test);
+    let one_case = !has(u8::is_ascii_lowercase) || !has(u8::is_ascii_uppercase);
+    one_case && has(|b| matches!(b, b'-' | b'_'))
+}
+
+/// Whether a text has a UUID.
+fn has_uuid(text: &[u8]) -> bool {
+    text.windows(36).any(|text| {
+        text.iter().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => *byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+    })
+}
+
+/// Whether a text, or a part of it, has the length and the digits of a digest.
+fn has_digest(text: &[u8]) -> bool {
+    let mut parts = text.split(|b| matches!(b, b'-' | b'_' | b':' | b'.' | b'/' | b'+' | b'='));
+    parts.any(|part| {
+        matches!(part.len(), 32 | 40 | 56 | 64 | 96 | 128) && part.iter().all(u8::is_ascii_hexdigit)
+    })
 }
 
 /// Six digits of base62, most significant first.
@@ -399,6 +447,9 @@ mod tests {
             "d41d8cd98f00b204e9800998ecf8427e",
             "aaaaaaaaaaaaaaaaaaaa1",
             "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+            "pagerduty-9hk8tf6c2m",
+            "prod-6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+            "Z3_d41d8cd98f00b204e9800998ecf8427e",
         ] {
             let text = text.as_bytes();
             assert!(!Check::Random.holds(text, text), "{}", text.escape_ascii());

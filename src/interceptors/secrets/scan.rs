@@ -6,8 +6,10 @@ use std::{collections::HashSet, ops::Range};
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
-    encodings::{Allowance, View, lines, views},
-    layers::{Layers, MAX_LAYERS},
+    encodings::{
+        Allowance, OVERLAP_BYTES, PART_BYTES, View, long_archives, run_start, runs, views,
+    },
+    layers::Layers,
     rules::{IllegalRules, Rule},
 };
 
@@ -19,15 +21,15 @@ pub(super) struct Hit {
     pub range: Range<usize>,
 }
 
-/// Remaining budget of the scan of a message, and its work so far. A scan never fails for want of
-/// it: it looks less closely.
+/// Remaining budget of the scan of a message, and its work so far. A scan that exceeds it fails, so
+/// that nothing unscanned passes.
 pub(super) struct Budget {
-    /// Bytes of rejected matches in which another match is searched. Beyond them, the search
-    /// continues after a rejected match.
+    /// Bytes of rejected matches. Another match is searched within each.
     rejected: usize,
     /// Bytes that may be decoded.
     pub decoded: Allowance,
-    /// Bytes of JSON documents within strings, and of joined lines, for [`Budget::spend`].
+    /// Bytes of members with their names, of JSON documents within strings, and of joined lines, for
+    /// [`Budget::spend`].
     work: usize,
     /// Bytes searched for keywords and known secrets so far.
     pub scanned: usize,
@@ -38,18 +40,23 @@ pub(super) struct Budget {
 }
 
 /// Limit in bytes for a short text, in addition to a multiple of its length.
-const BASE_REJECTED_BYTES: usize = 64 << 10;
+const BASE_REJECTED_BYTES: usize = 1 << 20;
 const REJECTED_FACTOR: usize = 2;
 /// The same for views. A text has few keywords, unless they are there for the work that they cause.
-const BASE_MATCHED_BYTES: usize = 128 << 10;
-const MATCHED_FACTOR: usize = 6;
+const BASE_MATCHED_BYTES: usize = 1 << 20;
+const MATCHED_FACTOR: usize = 16;
 const BASE_WORK_BYTES: usize = 16 << 20;
 const WORK_FACTOR: usize = 4;
 /// Limits of a member that is scanned together with its name.
-const MAX_NAME_BYTES: usize = 128;
+pub(super) const MAX_NAME_BYTES: usize = 128;
+const MIN_VALUE_BYTES: usize = 14;
 const MAX_VALUE_BYTES: usize = 1 << 10;
 /// Limit of encodings within each other.
 const MAX_DEPTH: usize = 3;
+/// Bytes at an end of a part of a text whose secrets the part beside it has, too.
+const MARGIN_BYTES: usize = OVERLAP_BYTES / 2;
+/// Bytes before a position in which a line break is searched, to divide a text there.
+const MAX_LINE_BYTES: usize = 1 << 10;
 
 impl Budget {
     /// Budget for a message of that size.
@@ -155,32 +162,79 @@ impl Scanner {
 
     /// All secrets in the UTF-8 text, including those behind escapes (see [`Layers`]) and encodings
     /// (see [`views`]). Ranges begin and end between characters, and between escapes; they may
-    /// overlap.
-    pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Vec<Hit> {
+    /// overlap. A long text is scanned in parts, so that its copies need little memory.
+    pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
         if text.len() < self.shortest {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         budget.decoded.earn(text.len());
-        let mut hits = self.scan_to_depth(text, None, 0, budget);
+        let mut hits = Vec::new();
+        let mut start = 0;
+        loop {
+            let end = part_end(text, start);
+            let part = text.get(start..end).unwrap_or_default();
+            let mut found = self.scan_to_depth(part, None, 0, budget)?;
+            found.retain_mut(|hit| {
+                hit.range = hit.range.start + start..hit.range.end + start;
+                let is_in_last = start > 0 && hit.range.end <= start + MARGIN_BYTES;
+                let is_in_next = end < text.len() && hit.range.start + MARGIN_BYTES >= end;
+                !is_in_last && !is_in_next
+            });
+            hits.append(&mut found);
+            if end == text.len() {
+                break;
+            }
+            start = divide(text, start, end - OVERLAP_BYTES);
+        }
+        if start > 0 {
+            long_archives(text, budget, &mut |view, budget| {
+                hits.append(&mut self.scan_view(text, view, 0, budget)?);
+                Ok(())
+            })?;
+        }
         hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end, hit.id));
         hits.dedup();
-        hits
+        Ok(hits)
     }
 
-    /// Secrets in the value of a member that only a rule for `NAME=value` recognizes.
-    pub(super) fn scan_member(&self, name: &[u8], value: &[u8], budget: &mut Budget) -> Vec<Hit> {
-        let is_short = name.len() <= MAX_NAME_BYTES && value.len() <= MAX_VALUE_BYTES;
-        if !is_short || value.len() < self.shortest || !self.keywords.is_match(name) {
-            return Vec::new();
+    /// Whether a rule may recognize a value by this name.
+    pub(super) fn has_keyword(&self, name: &[u8]) -> bool {
+        // Some keywords end with the sign.
+        name.len() <= MAX_NAME_BYTES && self.keywords.is_match(&[name, b"="].concat())
+    }
+
+    /// Whether a value is as long as one that its name can make a secret.
+    pub(super) fn may_be_named(value: &[u8]) -> bool {
+        (MIN_VALUE_BYTES..=MAX_VALUE_BYTES).contains(&value.len())
+    }
+
+    /// Secrets in the value of a member, or in what it encodes, that only a rule for `NAME=value`
+    /// recognizes.
+    pub(super) fn scan_member(
+        &self,
+        name: &[u8],
+        value: &[u8],
+        budget: &mut Budget,
+    ) -> Result<Vec<Hit>, Spent> {
+        if !Self::may_be_named(value) || !self.has_keyword(name) {
+            return Ok(Vec::new());
         }
         let start = name.len() + 1;
-        let mut hits = self.scan_layer(&[name, b"=", value].concat(), None, 0, budget);
+        let text = [name, b"=", value].concat();
+        budget.spend(text.len())?;
+        let mut hits = self.scan_layer(&text, None, 0, budget)?;
+        runs(&text, budget, &mut |view, budget| {
+            let mut found = self.scan_layer(&view.text, Some(view), 1, budget)?;
+            found.retain_mut(|hit| move_to(&text, view, hit));
+            hits.append(&mut found);
+            Ok(())
+        })?;
         hits.retain_mut(|hit| {
             let is_value = hit.range.start >= start;
             hit.range = hit.range.start.saturating_sub(start)..hit.range.end.saturating_sub(start);
             is_value
         });
-        hits
+        Ok(hits)
     }
 
     fn scan_to_depth(
@@ -189,70 +243,69 @@ impl Scanner {
         view: Option<&View>,
         depth: usize,
         budget: &mut Budget,
-    ) -> Vec<Hit> {
-        let levels = match depth {
-            0 => MAX_LAYERS,
-            _ => budget.decoded.times(text.len()).min(MAX_LAYERS),
-        };
-        let layers = Layers::up_to(text, levels);
+    ) -> Result<Vec<Hit>, Spent> {
+        let layers = Layers::of(text);
         if depth > 0 {
-            budget.decoded.take(layers.texts().skip(1).map(<[u8]>::len).sum());
+            budget.decoded.take(layers.texts().skip(1).map(<[u8]>::len).sum())?;
         }
+        let is_joined = view.is_some_and(|view| view.is_joined);
         let mut hits = Vec::new();
         let last = layers.texts().count() - 1;
         for (layer, text) in layers.texts().enumerate() {
-            let mut found = self.scan_layer(text, view.filter(|_| layer == 0), depth, budget);
-            // No encoded text contains a backslash: the last layer has all of them.
-            if layer == last && depth < MAX_DEPTH {
-                self.scan_views(text, depth, budget, &mut found);
+            let view = view.filter(|_| layer == 0);
+            let mut found = self.scan_layer(text, view, depth, budget)?;
+            if is_joined {
+                found.retain(|hit| self.rules.get(hit.id).is_none_or(|rule| !rule.one_line));
+            }
+            // A backslash is in no encoded text, and in front of some: `\x` before hex digits. So
+            // the text as it is has all, except those that an escape divides, and the last layer
+            // has these.
+            if (layer == 0 || layer == last) && depth < MAX_DEPTH {
+                self.scan_views(text, is_joined, depth, budget, &mut found)?;
             }
             let mut ranges: Vec<_> = found.iter().map(|hit| hit.range.clone()).collect();
             layers.locate(layer, &mut ranges);
             hits.extend(found.into_iter().zip(ranges).map(|(hit, range)| Hit { range, ..hit }));
         }
-        hits
+        Ok(hits)
     }
 
     /// Adds the secrets in everything that a text encodes.
-    fn scan_views(&self, text: &[u8], depth: usize, budget: &mut Budget, found: &mut Vec<Hit>) {
-        let views = views(text, depth, &mut budget.decoded);
-        let joined = lines(text, &mut budget.decoded);
-        // The texts behind this one get a share, too.
-        let mut parts = 1 + views.len() + usize::from(joined.is_some());
-        let mut in_view = |view: &View, budget: &mut Budget| {
-            let mut allowance = std::mem::take(&mut budget.decoded);
-            let mut inner = allowance.share(parts, |allowance| {
-                std::mem::swap(allowance, &mut budget.decoded);
-                let inner = self.scan_to_depth(&view.text, Some(view), depth + 1, budget);
-                std::mem::swap(allowance, &mut budget.decoded);
-                inner
-            });
-            budget.decoded = allowance;
-            parts -= 1;
-            inner.retain_mut(|hit| match view.locate(&hit.range) {
-                Some(range) => {
-                    hit.range = range;
-                    widen(text, &mut hit.range);
-                    true
-                }
-                None => false,
-            });
-            inner
-        };
-        for view in &views {
-            found.extend(in_view(view, budget));
-        }
-        if let Some(view) = joined {
-            // A secret that ends with its line does not continue on the next one, unless its format
-            // has an end.
-            let known = merged(found);
-            let mut more = in_view(&view, budget);
-            more.retain(|hit| {
-                let has_end = self.rules.get(hit.id).is_some_and(|rule| rule.has_end);
-                has_end || !overlaps(&known, &hit.range)
-            });
-            found.extend(more);
-        }
+    fn scan_views(
+        &self,
+        text: &[u8],
+        is_joined: bool,
+        depth: usize,
+        budget: &mut Budget,
+        found: &mut Vec<Hit>,
+    ) -> Result<(), Spent> {
+        views(text, is_joined, budget, &mut |view, budget| {
+            let mut inner = self.scan_view(text, view, depth, budget)?;
+            if view.is_joined {
+                // A secret that ends with its line does not continue on the next one, unless its
+                // format has an end.
+                let known = merged(found);
+                inner.retain(|hit| {
+                    let has_end = self.rules.get(hit.id).is_some_and(|rule| rule.has_end);
+                    has_end || !overlaps(&known, &hit.range)
+                });
+            }
+            found.append(&mut inner);
+            Ok(())
+        })
+    }
+
+    /// Secrets in a view of a text.
+    fn scan_view(
+        &self,
+        text: &[u8],
+        view: &View,
+        depth: usize,
+        budget: &mut Budget,
+    ) -> Result<Vec<Hit>, Spent> {
+        let mut hits = self.scan_to_depth(&view.text, Some(view), depth + 1, budget)?;
+        hits.retain_mut(|hit| move_to(text, view, hit));
+        Ok(hits)
     }
 
     /// All secrets in the text without resolving anything. Of a view, only what is beside a decoded
@@ -263,7 +316,7 @@ impl Scanner {
         view: Option<&View>,
         depth: usize,
         budget: &mut Budget,
-    ) -> Vec<Hit> {
+    ) -> Result<Vec<Hit>, Spent> {
         let mut hits = Vec::new();
         budget.scanned += text.len();
         if let Some(known) = &self.known {
@@ -279,15 +332,15 @@ impl Scanner {
             }
             if depth > 0 {
                 let length = window.end - window.start;
-                let Some(left) = budget.matched_in_views.checked_sub(length) else { continue };
-                budget.matched_in_views = left;
+                budget.matched_in_views =
+                    budget.matched_in_views.checked_sub(length).ok_or(Spent)?;
             }
-            search(rule, text, &window, budget, &mut hits);
+            search(rule, text, &window, budget, &mut hits)?;
         }
         for hit in &mut hits {
             widen(text, &mut hit.range);
         }
-        hits
+        Ok(hits)
     }
 
     /// Ranges to try each rule in: around each keyword, with adjacent windows of one rule joined,
@@ -328,7 +381,13 @@ impl Scanner {
 }
 
 /// Tries one rule in one window.
-fn search(rule: &Rule, text: &[u8], window: &Window, budget: &mut Budget, hits: &mut Vec<Hit>) {
+fn search(
+    rule: &Rule,
+    text: &[u8],
+    window: &Window,
+    budget: &mut Budget,
+    hits: &mut Vec<Hit>,
+) -> Result<(), Spent> {
     let seen = text.get(..window.end).unwrap_or(text);
     budget.matched += window.end - window.start;
     let mut at = window.start;
@@ -341,22 +400,53 @@ fn search(rule: &Rule, text: &[u8], window: &Window, budget: &mut Budget, hits: 
             groups.get(1).map(|group| group.range())
         };
         let secret = if rule.is_whole { None } else { group() }.unwrap_or_else(|| whole.clone());
-        if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(secret)) {
+        let before = seen.get(..whole.start).unwrap_or_default();
+        if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(before, secret)) {
             // The character after a secret may be the one before the next.
             at = secret.end.max(whole.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
             continue;
         }
         // A rejected match may hide one that begins within it.
-        at = match budget.rejected.checked_sub(whole.len()) {
-            Some(left) => {
-                budget.rejected = left;
-                budget.matched += whole.len();
-                whole.start + 1
-            }
-            None => whole.end.max(whole.start + 1),
-        };
+        budget.rejected = budget.rejected.checked_sub(whole.len()).ok_or(Spent)?;
+        budget.matched += whole.len();
+        at = whole.start + 1;
     }
+    Ok(())
+}
+
+/// End of the part of a text that begins there.
+fn part_end(text: &[u8], start: usize) -> usize {
+    match text.len() - start {
+        ..=PART_BYTES => text.len(),
+        _ => divide(text, start, start + PART_BYTES),
+    }
+}
+
+/// Position at or shortly before `at` at which a text is divided: after a line break, or within a
+/// long run between groups of digits, and in no escape. Line breaks and runs before `from` do not
+/// count.
+fn divide(text: &[u8], from: usize, at: usize) -> usize {
+    let line = from.max(at.saturating_sub(MAX_LINE_BYTES));
+    let before = text.get(line..at).unwrap_or_default();
+    let mut at = if let Some(end) = memchr::memrchr(b'\n', before) {
+        line + end + 1
+    } else if let Some(escape) = memchr::memmem::rfind(before, b"\\n") {
+        line + escape
+    } else {
+        let start = run_start(text, from, at);
+        // The first byte of eight digits of base64, base32 or hex begins a byte.
+        start + (at - start) / 8 * 8
+    };
+    let is_inside = |at: usize| {
+        text.get(at).is_some_and(|byte| byte & 0xc0 == 0x80)
+            || at.checked_sub(1).and_then(|last| text.get(last)) == Some(&b'\\')
+    };
+    let least = at.saturating_sub(MAX_LINE_BYTES);
+    while at > least && is_inside(at) {
+        at -= 1;
+    }
+    at
 }
 
 /// Ranges of hits, in order and disjoint.
@@ -377,6 +467,18 @@ fn merged(hits: &[Hit]) -> Vec<Range<usize>> {
 fn overlaps(ranges: &[Range<usize>], range: &Range<usize>) -> bool {
     let next = ranges.get(ranges.partition_point(|known| known.end <= range.start));
     next.is_some_and(|known| known.start < range.end)
+}
+
+/// Moves a hit in a view to the text. Returns whether the text has it.
+fn move_to(text: &[u8], view: &View, hit: &mut Hit) -> bool {
+    match view.locate(&hit.range) {
+        Some(range) => {
+            hit.range = range;
+            widen(text, &mut hit.range);
+            true
+        }
+        None => false,
+    }
 }
 
 /// Extends a range to character boundaries.
