@@ -11,7 +11,7 @@
 //! (`names`, `redactor`). Not in messages, because tools need them.
 //!
 //! INVARIANTS: neither a verdict nor an error contains a secret or a part of one. The size of the
-//! payload bounds the work of a scan.
+//! payload bounds the work and the memory of a scan: what would need more is a fault.
 
 mod documents;
 mod encodings;

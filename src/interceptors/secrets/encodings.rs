@@ -8,9 +8,9 @@
 //!   zero-width space. The view has the whole text, because a secret may be of any length. A hit
 //!   covers the units that it touches, and the plain text between them.
 //!
-//! The caller decodes views again, up to a depth. [`Allowance`] bounds the decoded bytes of a
-//! message; what would exceed it is an error. Views are made one after the other, none much longer
-//! than [`PART_BYTES`], so that a large message needs little memory.
+//! The caller decodes views again, up to a depth. [`Allowance`] bounds what archives expand to, and
+//! the bytes of all views; what would exceed it is an error. Views are made one after the other, none
+//! much longer than [`PART_BYTES`], so that a large message needs little memory.
 
 use std::{
     borrow::Cow,
@@ -51,37 +51,41 @@ const MAX_ARCHIVES: usize = 3;
 
 /// Decoded bytes that a message may cost. Every text of the message earns its share when its scan
 /// begins.
-#[derive(Default)]
 pub(super) struct Allowance {
-    left: usize,
-    /// Bytes decoded so far.
-    pub spent: usize,
-    /// Archives opened so far.
-    pub archives: usize,
+    /// Bytes that archives may yield: only they can expand without end.
+    inflated: usize,
+    /// Bytes of views and of their layers. An ordinary text has some of each kind, and these of
+    /// each other.
+    viewed: usize,
 }
 
-/// Decoded bytes of a message, in addition to [`DECODED_FACTOR`] times its texts.
-pub(super) const BASE_DECODED_BYTES: usize = 256 << 10;
-pub(super) const DECODED_FACTOR: usize = 16;
-/// Cost in bytes of opening an archive, whatever it yields, or [`UNPACK_FACTOR`] times its length if
-/// that is less.
+/// Bytes that the archives of a message may yield, in addition to [`INFLATED_FACTOR`] times its
+/// texts.
+const BASE_INFLATED_BYTES: usize = 256 << 10;
+const INFLATED_FACTOR: usize = 16;
+/// The same for views.
+pub(super) const BASE_VIEWED_BYTES: usize = 1 << 20;
+pub(super) const VIEWED_FACTOR: usize = 64;
+/// Cost in bytes of opening an archive, whatever it yields.
 const UNPACK_BYTES: usize = 1 << 10;
-const UNPACK_FACTOR: usize = 4;
 
 impl Allowance {
     pub(super) fn new() -> Self {
-        Self { left: BASE_DECODED_BYTES, ..Self::default() }
+        Self { inflated: BASE_INFLATED_BYTES, viewed: BASE_VIEWED_BYTES }
     }
 
     /// Adds the share of a text of the message.
     pub(super) fn earn(&mut self, bytes: usize) {
-        self.left = self.left.saturating_add(bytes.saturating_mul(DECODED_FACTOR));
+        let add = |left: &mut usize, factor| {
+            *left = left.saturating_add(bytes.saturating_mul(factor));
+        };
+        add(&mut self.inflated, INFLATED_FACTOR);
+        add(&mut self.viewed, VIEWED_FACTOR);
     }
 
-    /// Takes bytes that are or will be decoded.
+    /// Takes the bytes of a view.
     pub(super) fn take(&mut self, bytes: usize) -> Result<(), Spent> {
-        self.left = self.left.checked_sub(bytes).ok_or(Spent)?;
-        self.spent += bytes;
+        self.viewed = self.viewed.checked_sub(bytes).ok_or(Spent)?;
         Ok(())
     }
 }
@@ -118,6 +122,12 @@ impl View {
         let touching = self.parts.get(first..).unwrap_or_default().iter();
         let mut touching = touching.take_while(|part| part.start <= range.end);
         touching.any(|part| part.kind == Kind::Decoded)
+    }
+
+    /// Whether the view leaves out text from this position of the original.
+    pub(super) fn has_break(&self, at: usize) -> bool {
+        let first = self.parts.partition_point(|part| part.raw.start < at);
+        self.parts.get(first).is_some_and(|part| part.raw.start == at && part.kind == Kind::Decoded)
     }
 
     /// Range of the original text that covers a range of the view. `None` if the range spans a gap:
@@ -202,20 +212,27 @@ impl<'a> Builder<'a> {
 /// Function for each view.
 pub(super) type Each<'a> = dyn FnMut(&View, &mut Budget) -> Result<(), Spent> + 'a;
 
-/// Makes every view of a text. Of joined lines, only runs are new. Views of joined lines come last.
+/// Views to make of a text.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Of {
+    All,
+    /// Runs of digits. Of joined lines, only these are new.
+    Runs,
+}
+
+/// Makes the views of a text. Views of joined lines come last.
 pub(super) fn views(
     text: &[u8],
-    is_joined: bool,
+    of: Of,
     budget: &mut Budget,
     each: &mut Each<'_>,
 ) -> Result<(), Spent> {
     runs(text, budget, each)?;
-    if is_joined {
+    if of == Of::Runs {
         return Ok(());
     }
     for make in [characters, quoted_printable, byte_lists, lines] {
         if let Some(view) = make(text) {
-            budget.decoded.take(view.text.len())?;
             each(&view, budget)?;
         }
     }
@@ -469,10 +486,10 @@ pub(super) fn runs<'a>(
     runs.flush()
 }
 
-/// Makes the views of archives in runs that are longer than a part, of which a part has only a
-/// piece.
+/// Makes the views of archives in runs of which each of these parts of the text has only a piece.
 pub(super) fn long_archives<'a>(
     text: &[u8],
+    parts: &[Range<usize>],
     budget: &'a mut Budget,
     each: &'a mut Each<'a>,
 ) -> Result<(), Spent> {
@@ -480,7 +497,8 @@ pub(super) fn long_archives<'a>(
     let mut from = 0;
     while let Some(run) = next_run(text, from) {
         from = run.end;
-        if run.len() <= OVERLAP_BYTES {
+        let first = parts.get(parts.partition_point(|part| part.end < run.end));
+        if first.is_some_and(|part| part.start <= run.start) {
             continue;
         }
         for piece in pieces(text, &run).into_iter().filter(|piece| piece.len() > OVERLAP_BYTES) {
@@ -532,7 +550,6 @@ impl Read for Digits<'_> {
 impl Runs<'_, '_> {
     /// Adds the bytes that a range encodes.
     fn add(&mut self, raw: &Range<usize>, bytes: &[u8]) -> Result<(), Spent> {
-        self.budget.decoded.take(bytes.len())?;
         if is_archive(bytes) {
             self.inflate(raw, bytes)?;
         }
@@ -548,11 +565,9 @@ impl Runs<'_, '_> {
         };
         // Other bytes can have zeros in front, too.
         if let Some(text) = utf16(bytes) {
-            self.budget.decoded.take(text.len() + name.len())?;
             self.push(raw, name.clone(), text.as_bytes())?;
         }
         if std::str::from_utf8(bytes).is_ok() {
-            self.budget.decoded.take(name.len())?;
             return self.push(raw, name, bytes);
         }
         for chunk in bytes.utf8_chunks() {
@@ -581,9 +596,7 @@ impl Runs<'_, '_> {
     /// Adds the content of an archive, also of one within it. What a broken archive has before its
     /// fault counts.
     fn inflate(&mut self, raw: &Range<usize>, packed: impl BufRead) -> Result<(), Spent> {
-        self.budget.decoded.archives += 1;
-        self.budget.decoded.take(UNPACK_BYTES.min(UNPACK_FACTOR * raw.len()))?;
-        let left = Cell::new(self.budget.decoded.left);
+        let left = Cell::new(self.budget.decoded.inflated);
         let mut content = open(Box::new(packed), &left, MAX_ARCHIVES);
         let mut part = Vec::new();
         loop {
@@ -592,7 +605,7 @@ impl Runs<'_, '_> {
             // A fault leaves the bytes before it.
             let _ = content.by_ref().take(wanted as u64).read_to_end(&mut part);
             let new = part.len() - old;
-            self.budget.decoded.take(self.budget.decoded.left - left.get())?;
+            self.budget.decoded.inflated = left.get();
             if left.get() == 0 {
                 return Err(Spent);
             }
@@ -604,7 +617,7 @@ impl Runs<'_, '_> {
             }
             part.drain(..part.len() - OVERLAP_BYTES);
             self.flush()?;
-            left.set(self.budget.decoded.left);
+            left.set(self.budget.decoded.inflated);
         }
     }
 }
@@ -624,7 +637,7 @@ impl<R: Read> Read for Metered<'_, R> {
     }
 }
 
-/// Content of an archive, and of archives within it.
+/// Content of an archive, and of archives within it. Takes the cost of each from a counter.
 fn open<'a>(
     mut packed: Box<dyn BufRead + 'a>,
     left: &'a Cell<usize>,
@@ -637,6 +650,7 @@ fn open<'a>(
     if archives == 0 || !is_archive(&head) {
         return Box::new(Cursor::new(head).chain(packed));
     }
+    left.set(left.get().saturating_sub(UNPACK_BYTES));
     let packed = Cursor::new(head).chain(packed);
     let content: Box<dyn Read + 'a> = match is_gzip {
         true => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),

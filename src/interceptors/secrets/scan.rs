@@ -1,13 +1,17 @@
 //! Finds secrets in one text: keywords by Aho-Corasick first, then the rule's regex around each of
 //! them; the same in what the text encodes, and in what that encodes.
 
-use std::{collections::HashSet, ops::Range};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    hash::{BuildHasher as _, RandomState},
+    ops::Range,
+};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
     encodings::{
-        Allowance, OVERLAP_BYTES, PART_BYTES, View, long_archives, run_start, runs, views,
+        Allowance, OVERLAP_BYTES, Of, PART_BYTES, View, long_archives, run_start, runs, views,
     },
     layers::Layers,
     rules::{IllegalRules, Rule},
@@ -21,29 +25,67 @@ pub(super) struct Hit {
     pub range: Range<usize>,
 }
 
-/// Remaining budget of the scan of a message, and its work so far. A scan that exceeds it fails, so
-/// that nothing unscanned passes.
+/// Remaining budget of the scan of a message. A scan that exceeds it fails, so that nothing
+/// unscanned passes.
 pub(super) struct Budget {
     /// Bytes of rejected matches. Another match is searched within each.
     rejected: usize,
     /// Bytes that may be decoded.
     pub decoded: Allowance,
+    /// Views of the current part that need no other scan.
+    clean: Clean,
     /// Bytes of members with their names, of JSON documents within strings, and of joined lines, for
     /// [`Budget::spend`].
     work: usize,
-    /// Bytes searched for keywords and known secrets so far.
-    pub scanned: usize,
-    /// Bytes searched by the rules' expressions so far.
-    pub matched: usize,
+    /// Bytes that the rules' expressions may search in the texts of the message, with their layers.
+    matched_plain: usize,
     /// Bytes of views that the rules' expressions may search.
     matched_in_views: usize,
+    /// Bytes searched for keywords and known secrets so far.
+    #[cfg(test)]
+    pub scanned: usize,
+}
+
+/// Views without a secret. The same view can result from several orders of decoding.
+#[derive(Default)]
+struct Clean {
+    /// Least depth at which each view was scanned, by a hash with a random key. At a greater depth,
+    /// less of it is decoded.
+    depths: HashMap<u64, usize>,
+    keys: RandomState,
+    /// Whether the part has a secret. Then its other views may have it at other places.
+    is_over: bool,
+}
+
+impl Clean {
+    /// Begins a part.
+    fn begin(&mut self) {
+        self.depths.clear();
+        self.is_over = false;
+    }
+
+    /// Whether the same view was scanned and had no secret. If not, it is about to be scanned.
+    fn has(&mut self, view: &View, depth: usize) -> bool {
+        if self.is_over {
+            return false;
+        }
+        match self.depths.entry(self.keys.hash_one((view.is_joined, &view.text))) {
+            Entry::Occupied(known) if *known.get() <= depth => true,
+            entry => {
+                entry.insert_entry(depth);
+                false
+            }
+        }
+    }
 }
 
 /// Limit in bytes for a short text, in addition to a multiple of its length.
 const BASE_REJECTED_BYTES: usize = 1 << 20;
 const REJECTED_FACTOR: usize = 2;
-/// The same for views. A text has few keywords, unless they are there for the work that they cause.
-const BASE_MATCHED_BYTES: usize = 1 << 20;
+/// The same for the bytes near keywords, in the texts of the message and in views. A text has few
+/// keywords, unless they are there for the work that they cause.
+const BASE_MATCHED_BYTES: usize = 16 << 20;
+const BASE_MATCHED_IN_VIEWS: usize = 1 << 20;
 const MATCHED_FACTOR: usize = 16;
 const BASE_WORK_BYTES: usize = 16 << 20;
 const WORK_FACTOR: usize = 4;
@@ -57,6 +99,8 @@ const MAX_DEPTH: usize = 3;
 const MARGIN_BYTES: usize = OVERLAP_BYTES / 2;
 /// Bytes before a position in which a line break is searched, to divide a text there.
 const MAX_LINE_BYTES: usize = 1 << 10;
+/// Number of hits up to which duplicates stay until the end.
+const MAX_DUPLICATES: usize = 1 << 10;
 
 impl Budget {
     /// Budget for a message of that size.
@@ -65,10 +109,12 @@ impl Budget {
         Self {
             rejected: limit(BASE_REJECTED_BYTES, REJECTED_FACTOR),
             decoded: Allowance::new(),
+            clean: Clean::default(),
             work: limit(BASE_WORK_BYTES, WORK_FACTOR),
+            matched_plain: limit(BASE_MATCHED_BYTES, MATCHED_FACTOR),
+            matched_in_views: limit(BASE_MATCHED_IN_VIEWS, MATCHED_FACTOR),
+            #[cfg(test)]
             scanned: 0,
-            matched: 0,
-            matched_in_views: limit(BASE_MATCHED_BYTES, MATCHED_FACTOR),
         }
     }
 
@@ -169,9 +215,12 @@ impl Scanner {
         }
         budget.decoded.earn(text.len());
         let mut hits = Vec::new();
+        let mut parts = Vec::new();
         let mut start = 0;
         loop {
+            budget.clean.begin();
             let end = part_end(text, start);
+            parts.push(start..end);
             let part = text.get(start..end).unwrap_or_default();
             let mut found = self.scan_to_depth(part, None, 0, budget)?;
             found.retain_mut(|hit| {
@@ -187,13 +236,14 @@ impl Scanner {
             start = divide(text, start, end - OVERLAP_BYTES);
         }
         if start > 0 {
-            long_archives(text, budget, &mut |view, budget| {
-                hits.append(&mut self.scan_view(text, view, 0, budget)?);
+            budget.clean.begin();
+            let mut limit = 0;
+            long_archives(text, &parts, budget, &mut |view, budget| {
+                append(&mut hits, self.scan_view(text, view, 0, budget)?, &mut limit);
                 Ok(())
             })?;
         }
-        hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end, hit.id));
-        hits.dedup();
+        dedup(&mut hits);
         Ok(hits)
     }
 
@@ -224,6 +274,7 @@ impl Scanner {
         budget.spend(text.len())?;
         let mut hits = self.scan_layer(&text, None, 0, budget)?;
         runs(&text, budget, &mut |view, budget| {
+            budget.decoded.take(view.text.len())?;
             let mut found = self.scan_layer(&view.text, Some(view), 1, budget)?;
             found.retain_mut(|hit| move_to(&text, view, hit));
             hits.append(&mut found);
@@ -258,10 +309,18 @@ impl Scanner {
                 found.retain(|hit| self.rules.get(hit.id).is_none_or(|rule| !rule.one_line));
             }
             // A backslash is in no encoded text, and in front of some: `\x` before hex digits. So
-            // the text as it is has all, except those that an escape divides, and the last layer
-            // has these.
-            if (layer == 0 || layer == last) && depth < MAX_DEPTH {
-                self.scan_views(text, is_joined, depth, budget, &mut found)?;
+            // the text as it is has all runs, except those that an escape divides, and the last
+            // layer has these. Units are cheap to hide in each other, so those of a view are those
+            // of its last layer.
+            let of = match layer {
+                _ if depth >= MAX_DEPTH => None,
+                _ if layer == last && !is_joined => Some(Of::All),
+                0 if depth == 0 => Some(Of::All),
+                _ if layer == 0 || layer == last => Some(Of::Runs),
+                _ => None,
+            };
+            if let Some(of) = of {
+                self.scan_views(text, of, depth, budget, &mut found)?;
             }
             let mut ranges: Vec<_> = found.iter().map(|hit| hit.range.clone()).collect();
             layers.locate(layer, &mut ranges);
@@ -274,23 +333,22 @@ impl Scanner {
     fn scan_views(
         &self,
         text: &[u8],
-        is_joined: bool,
+        of: Of,
         depth: usize,
         budget: &mut Budget,
         found: &mut Vec<Hit>,
     ) -> Result<(), Spent> {
-        views(text, is_joined, budget, &mut |view, budget| {
+        let mut limit = 0;
+        views(text, of, budget, &mut |view, budget| {
             let mut inner = self.scan_view(text, view, depth, budget)?;
             if view.is_joined {
-                // A secret that ends with its line does not continue on the next one, unless its
-                // format has an end.
                 let known = merged(found);
                 inner.retain(|hit| {
                     let has_end = self.rules.get(hit.id).is_some_and(|rule| rule.has_end);
-                    has_end || !overlaps(&known, &hit.range)
+                    has_end || is_new(&known, &hit.range, text, view)
                 });
             }
-            found.append(&mut inner);
+            append(found, inner, &mut limit);
             Ok(())
         })
     }
@@ -303,8 +361,14 @@ impl Scanner {
         depth: usize,
         budget: &mut Budget,
     ) -> Result<Vec<Hit>, Spent> {
+        if budget.clean.has(view, depth) {
+            return Ok(Vec::new());
+        }
+        budget.decoded.take(view.text.len())?;
         let mut hits = self.scan_to_depth(&view.text, Some(view), depth + 1, budget)?;
         hits.retain_mut(|hit| move_to(text, view, hit));
+        // All secrets in an archive have its place.
+        dedup(&mut hits);
         Ok(hits)
     }
 
@@ -318,7 +382,10 @@ impl Scanner {
         budget: &mut Budget,
     ) -> Result<Vec<Hit>, Spent> {
         let mut hits = Vec::new();
-        budget.scanned += text.len();
+        #[cfg(test)]
+        {
+            budget.scanned += text.len();
+        }
         if let Some(known) = &self.known {
             hits.extend(known.find_iter(text).map(|found| Hit {
                 id: self.rules.len() + found.pattern().as_usize(),
@@ -330,13 +397,14 @@ impl Scanner {
             if view.is_some_and(|view| !view.is_decoded(&(window.start..window.end))) {
                 continue;
             }
-            if depth > 0 {
-                let length = window.end - window.start;
-                budget.matched_in_views =
-                    budget.matched_in_views.checked_sub(length).ok_or(Spent)?;
-            }
-            search(rule, text, &window, budget, &mut hits)?;
+            let left = match depth {
+                0 => &mut budget.matched_plain,
+                _ => &mut budget.matched_in_views,
+            };
+            *left = left.checked_sub(window.end - window.start).ok_or(Spent)?;
+            search(rule, text, &window, &mut budget.rejected, &mut hits)?;
         }
+        budget.clean.is_over |= !hits.is_empty();
         for hit in &mut hits {
             widen(text, &mut hit.range);
         }
@@ -385,11 +453,10 @@ fn search(
     rule: &Rule,
     text: &[u8],
     window: &Window,
-    budget: &mut Budget,
+    rejected: &mut usize,
     hits: &mut Vec<Hit>,
 ) -> Result<(), Spent> {
     let seen = text.get(..window.end).unwrap_or(text);
-    budget.matched += window.end - window.start;
     let mut at = window.start;
     while at <= seen.len()
         && let Some(found) = rule.regex.find_at(seen, at)
@@ -408,8 +475,7 @@ fn search(
             continue;
         }
         // A rejected match may hide one that begins within it.
-        budget.rejected = budget.rejected.checked_sub(whole.len()).ok_or(Spent)?;
-        budget.matched += whole.len();
+        *rejected = rejected.checked_sub(whole.len()).ok_or(Spent)?;
         at = whole.start + 1;
     }
     Ok(())
@@ -424,8 +490,9 @@ fn part_end(text: &[u8], start: usize) -> usize {
 }
 
 /// Position at or shortly before `at` at which a text is divided: after a line break, or within a
-/// long run between groups of digits, and in no escape. Line breaks and runs before `from` do not
-/// count.
+/// long run between groups of digits, and neither in a character nor behind a backslash. Line breaks
+/// and runs before `from` do not count. It can be in an escape or an entity: the part beside it has
+/// this one whole.
 fn divide(text: &[u8], from: usize, at: usize) -> usize {
     let line = from.max(at.saturating_sub(MAX_LINE_BYTES));
     let before = text.get(line..at).unwrap_or_default();
@@ -463,10 +530,39 @@ fn merged(hits: &[Hit]) -> Vec<Range<usize>> {
     ranges
 }
 
-/// Whether a range overlaps any of these, which are in order and disjoint.
-fn overlaps(ranges: &[Range<usize>], range: &Range<usize>) -> bool {
-    let next = ranges.get(ranges.partition_point(|known| known.end <= range.start));
-    next.is_some_and(|known| known.start < range.end)
+/// Whether a hit in joined lines is another secret than these, which are in order and disjoint, or
+/// more of one: then the known part ends with its line, and the rest is neither a secret of its own
+/// nor the name of a value.
+fn is_new(known: &[Range<usize>], range: &Range<usize>, text: &[u8], view: &View) -> bool {
+    let at = known.partition_point(|known| known.end <= range.start);
+    let mut touching = known.iter().skip(at).take_while(|known| known.start < range.end);
+    match (touching.next(), touching.next()) {
+        (None, _) => true,
+        (Some(first), None) => {
+            let after = text.get(range.end..).unwrap_or_default().trim_ascii_start();
+            first.start == range.start
+                && first.end < range.end
+                && view.has_break(first.end)
+                && !matches!(after.first(), Some(b':' | b'='))
+        }
+        _ => false,
+    }
+}
+
+/// Sorts hits, and removes duplicates.
+fn dedup(hits: &mut Vec<Hit>) {
+    hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end, hit.id));
+    hits.dedup();
+}
+
+/// Adds hits, and removes duplicates when there are more than `limit`, which then becomes twice
+/// their number.
+fn append(hits: &mut Vec<Hit>, mut more: Vec<Hit>, limit: &mut usize) {
+    hits.append(&mut more);
+    if hits.len() > MAX_DUPLICATES.max(*limit) {
+        dedup(hits);
+        *limit = 2 * hits.len();
+    }
 }
 
 /// Moves a hit in a view to the text. Returns whether the text has it.

@@ -90,6 +90,18 @@ fn memory_of_a_scan_does_not_grow_with_the_text() {
 }
 
 #[test]
+fn secrets_in_an_archive_need_no_memory_each() {
+    let scanner = scanner();
+    let url = made("http://{colon}abc@a ");
+    let text = STANDARD.encode(gzip(url.repeat(BYTES / 4 / url.len()).as_bytes()));
+    // An archive of many texts beside it pays for its content.
+    let text = format!("{text} {}", "words of a text ".repeat(BYTES / 32 / 16));
+    let (peak, hits) = peak(|| scanner.scan(text.as_bytes(), &mut Budget::of(text.len())));
+    assert_eq!(hits.map(|hits| hits.len()), Ok(1));
+    assert!(peak < LIMIT, "{peak}");
+}
+
+#[test]
 fn secret_is_found_at_each_place_of_a_long_text() {
     let scanner = scanner();
     let token = token();
