@@ -412,7 +412,7 @@ fn work_is_linear() {
 #[test]
 fn archives_cost_something_however_little_they_yield() {
     let scanner = scanner();
-    for archive in [gzip(b""), gzip(b"text"), zlib(b"")] {
+    for archive in [gzip(b""), gzip(b"text")] {
         let one = STANDARD.encode(&archive);
         assert!(work(&scanner, &one).1);
         assert!(!work(&scanner, &format!("{one} ").repeat(10_000)).1, "{}", archive.len());
