@@ -34,8 +34,9 @@ const MIN_DIGITS_BYTES: usize = 24;
 const LONG_RUN_BYTES: usize = 200;
 /// Minimum length in bytes of a line of base64 that continues on the next line.
 const MIN_WRAPPED_BYTES: usize = 40;
-/// Text between two parts of a view that are not adjacent. No rule matches across it.
-const GAP: &[u8] = b"\0\n";
+/// Text between two parts of a view that are not adjacent. No rule matches across it. It is no unit
+/// itself, such as a zero byte: that would make another view of each.
+const GAP: &[u8] = b"\x01\n";
 /// Maximum length in bytes of a text that is scanned at once. A longer one is scanned in parts.
 pub(super) const PART_BYTES: usize = 512 << 10;
 /// Bytes that a part has in common with the next one.
@@ -324,6 +325,7 @@ const HEX: u8 = 2;
 const BASE32: u8 = 4;
 const UPPER: u8 = 8;
 const LOWER: u8 = 16;
+const LOWER_BASE32: u8 = 32;
 
 /// Classes of all bytes.
 static CLASSES: [u8; 256] = {
@@ -345,6 +347,9 @@ static CLASSES: [u8; 256] = {
         }
         if b.is_ascii_uppercase() || matches!(b, b'2'..=b'7') {
             classes[byte] |= BASE32;
+        }
+        if b.is_ascii_lowercase() || matches!(b, b'2'..=b'7') {
+            classes[byte] |= LOWER_BASE32;
         }
         byte += 1;
     }
@@ -672,7 +677,6 @@ fn run_of(run: &[u8], each: &mut dyn FnMut(&[u8]) -> Result<(), Spent>) -> Resul
     let body = run.trim_ascii_end();
     let padding = body.iter().rev().take_while(|b| **b == b'=').count();
     let body = body.get(..body.len() - padding).unwrap_or_default();
-    let all = |text: &[u8], bit: u8| text.iter().all(|b| class(*b) & bit != 0);
     for digits in body.split(|b| class(*b) & HEX == 0) {
         if digits.len() < MIN_DIGITS_BYTES {
             continue;
@@ -689,13 +693,17 @@ fn run_of(run: &[u8], each: &mut dyn FnMut(&[u8]) -> Result<(), Spent>) -> Resul
             return Ok(());
         }
     }
-    for digits in body.split(|b| matches!(b, b'-' | b'_' | b'/')) {
-        if digits.len() >= MIN_DIGITS_BYTES && (all(digits, BASE32) || all_lower_base32(digits)) {
-            each(&bits(digits, 5, |b| match b.to_ascii_uppercase() {
-                b @ b'A'..=b'Z' => Some(b - b'A'),
-                b @ b'2'..=b'7' => Some(b - b'2' + 26),
-                _ => None,
-            }))?;
+    let upper = body.split(|b| class(*b) & BASE32 == 0);
+    let lower = body.split(|b| class(*b) & LOWER_BASE32 == 0);
+    // Words in small letters have no digits.
+    let lower = lower.filter(|digits| digits.iter().any(u8::is_ascii_digit));
+    for digits in upper.chain(lower).filter(|digits| digits.len() >= MIN_DIGITS_BYTES) {
+        // Other text in front of the encoded one shifts its groups of eight.
+        for shift in 0..8 {
+            let decoded = bits(digits.get(shift..).unwrap_or_default(), 5, base32_digit);
+            if shift == 0 || is_worth(&decoded) {
+                each(&decoded)?;
+            }
         }
     }
     let seen = body.iter().fold(0, |seen, b| seen | class(*b));
@@ -705,8 +713,7 @@ fn run_of(run: &[u8], each: &mut dyn FnMut(&[u8]) -> Result<(), Spent>) -> Resul
     // Other text in front of the encoded one shifts its groups of four.
     for shift in 0..4 {
         let body = body.get(shift..).unwrap_or_default();
-        let is_long = shift == 0 && body.len() >= LONG_RUN_BYTES;
-        if is_long || sampled(body) {
+        if body.len() >= LONG_RUN_BYTES || sampled(body) {
             each(&bits(body, 6, base64_digit))?;
         }
     }
@@ -717,22 +724,37 @@ fn hex_digit(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// Whether the start, the middle or the end of decoded bytes is text, or they have a known format.
-fn is_worth(bytes: &[u8]) -> bool {
-    let part = |from: usize| bytes.get(from..bytes.len().min(from + 24)).unwrap_or_default();
-    is_packed(bytes)
-        || [0, bytes.len() / 2, bytes.len().saturating_sub(24)]
-            .into_iter()
-            .any(|from| looks_like_text(part(from)))
+fn base32_digit(byte: u8) -> Option<u8> {
+    match byte.to_ascii_uppercase() {
+        b @ b'A'..=b'Z' => Some(b - b'A'),
+        b @ b'2'..=b'7' => Some(b - b'2' + 26),
+        _ => None,
+    }
 }
 
-/// Whether the start, the middle or the end of a base64 text decodes to text, or its start to a
-/// known format.
+/// Number of bytes that are tested for text at once.
+const SAMPLE_BYTES: usize = 24;
+
+/// Positions of samples of `size` in a text: each begins in the middle of the one before.
+fn samples(length: usize, size: usize) -> impl Iterator<Item = usize> {
+    let last = length.saturating_sub(size);
+    (0..last).step_by(size / 2).chain([last])
+}
+
+/// Whether decoded bytes have text, or have a known format.
+fn is_worth(bytes: &[u8]) -> bool {
+    let part = |from: usize| bytes.get(from..bytes.len().min(from + SAMPLE_BYTES));
+    is_packed(bytes)
+        || samples(bytes.len(), SAMPLE_BYTES)
+            .any(|from| looks_like_text(part(from).unwrap_or_default()))
+}
+
+/// Whether a base64 text decodes to bytes that have text, or have a known format.
 fn sampled(body: &[u8]) -> bool {
     let part = |from: usize| {
-        let mut bytes = [0; 24];
+        let mut bytes = [0; SAMPLE_BYTES];
         let mut length = 0;
-        let groups = body.get(from / 4 * 4..).unwrap_or_default().chunks_exact(4).take(8);
+        let groups = body.get(from / 4 * 4..).unwrap_or_default().chunks_exact(4);
         for (group, out) in groups.zip(bytes.chunks_exact_mut(3)) {
             let bits = group
                 .iter()
@@ -742,13 +764,11 @@ fn sampled(body: &[u8]) -> bool {
         }
         (bytes, length)
     };
-    let is_text = |(bytes, length): ([u8; 24], usize)| {
+    let is_text = |(bytes, length): ([u8; SAMPLE_BYTES], usize)| {
         bytes.get(..length).is_some_and(|bytes| !bytes.is_empty() && looks_like_text(bytes))
     };
     is_packed(&part(0).0)
-        || is_text(part(0))
-        || is_text(part(body.len() / 2))
-        || is_text(part(body.len().saturating_sub(32)))
+        || samples(body.len(), SAMPLE_BYTES / 3 * 4).any(|from| is_text(part(from)))
 }
 
 fn is_packed(bytes: &[u8]) -> bool {
@@ -770,11 +790,6 @@ fn looks_like_text(bytes: &[u8]) -> bool {
 fn is_utf16(bytes: &[u8]) -> bool {
     let zeros = bytes.iter().filter(|b| **b == 0).count();
     bytes.len() >= 8 && 5 * zeros >= 2 * bytes.len()
-}
-
-fn all_lower_base32(text: &[u8]) -> bool {
-    text.iter().all(|b| matches!(b, b'a'..=b'z' | b'2'..=b'7'))
-        && text.iter().any(u8::is_ascii_digit)
 }
 
 fn base64_digit(byte: u8) -> Option<u8> {

@@ -108,10 +108,6 @@ const NAME_WORDS: &str = "api|access|account|acl|admin|app|application|auth|bear
 /// Last words of a name of a secret. `key` alone can be that of a table or a cache: it needs one of
 /// the words before.
 const NAME_ENDS: &str = "tokens?|secrets?|password|passwd|pwd|pat|credentials?";
-/// Parts of names of values that browsers show.
-const PUBLIC: [&str; 5] = ["public", "publishable", "vite_", "react_app_", "gatsby_"];
-/// Limit in bytes of the part of a name in front of a keyword.
-const MAX_NAME_BYTES: usize = 64;
 
 impl Source {
     /// Regex of the whole match.
@@ -249,12 +245,12 @@ impl Rule {
         })
     }
 
-    /// Whether a match of the regex is a secret. `before` is the text in front of it.
-    pub(super) fn accepts(&self, before: &[u8], secret: &[u8]) -> bool {
+    /// Whether a match of the regex is a secret.
+    pub(super) fn accepts(&self, secret: &[u8]) -> bool {
         self.entropy.is_none_or(|least| entropy(secret) >= least)
             && self.check.is_none_or(|check| check.holds(secret, self.value(secret)))
             && self.unless.as_ref().is_none_or(|unless| !unless.is_match(secret))
-            && !(self.named && (is_public(before) || self.has_keyword(secret)))
+            && !(self.named && self.has_keyword(secret))
     }
 
     /// Secret without the keyword in front.
@@ -270,14 +266,6 @@ impl Rule {
         let mut keywords = self.keywords.iter().filter(|keyword| keyword.len() >= 4);
         keywords.any(|keyword| memchr::memmem::find(&value, keyword.as_bytes()).is_some())
     }
-}
-
-/// Whether the name that a text ends with is that of a public value.
-fn is_public(text: &[u8]) -> bool {
-    let of_name = |b: &&u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    let length = text.iter().rev().take(MAX_NAME_BYTES).take_while(of_name).count();
-    let name = text.get(text.len() - length..).unwrap_or_default().to_ascii_lowercase();
-    PUBLIC.iter().any(|word| memchr::memmem::find(&name, word.as_bytes()).is_some())
 }
 
 /// Whether the first group, or its absence, is the whole match: beside it are only assertions.
@@ -354,7 +342,7 @@ fn is_words(text: &[u8]) -> bool {
 }
 
 /// Number of bytes in words: three and more small letters after at most one capital, or four and
-/// more capitals.
+/// more capitals without other letters beside them.
 fn in_words(text: &[u8]) -> usize {
     let mut total = 0;
     let mut at = 0;
@@ -363,7 +351,9 @@ fn in_words(text: &[u8]) -> usize {
         let capitals = rest.iter().take_while(|b| b.is_ascii_uppercase()).count();
         let after = rest.get(capitals..).unwrap_or_default();
         let small = after.iter().take_while(|b| b.is_ascii_lowercase()).count();
-        total += if capitals >= 4 { capitals } else { 0 };
+        let is_inside = at.checked_sub(1).and_then(|last| text.get(last));
+        let is_inside = is_inside.is_some_and(u8::is_ascii_alphabetic);
+        total += if capitals >= 4 && small == 0 && !is_inside { capitals } else { 0 };
         total += if small >= 3 { small + usize::from(capitals > 0) } else { 0 };
         at += (capitals + small).max(1);
     }
@@ -449,6 +439,8 @@ mod tests {
             "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
             "pagerduty-9hk8tf6c2m",
             "prod-6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+            "parseHTMLDocumentsFromSource2",
+            "config/PRODUCTION/keys2/file",
             "Z3_d41d8cd98f00b204e9800998ecf8427e",
         ] {
             let text = text.as_bytes();

@@ -85,7 +85,7 @@ const REJECTED_FACTOR: usize = 2;
 /// The same for the bytes near keywords, in the texts of the message and in views. A text has few
 /// keywords, unless they are there for the work that they cause.
 const BASE_MATCHED_BYTES: usize = 16 << 20;
-const BASE_MATCHED_IN_VIEWS: usize = 1 << 20;
+const BASE_MATCHED_IN_VIEWS: usize = 8 << 20;
 const MATCHED_FACTOR: usize = 16;
 const BASE_WORK_BYTES: usize = 16 << 20;
 const WORK_FACTOR: usize = 4;
@@ -99,6 +99,8 @@ const MAX_DEPTH: usize = 3;
 const MARGIN_BYTES: usize = OVERLAP_BYTES / 2;
 /// Bytes before a position in which a line break is searched, to divide a text there.
 const MAX_LINE_BYTES: usize = 1 << 10;
+/// Limit in bytes of an ordinary word.
+const MAX_WORD_BYTES: usize = 16;
 /// Number of hits up to which duplicates stay until the end.
 const MAX_DUPLICATES: usize = 1 << 10;
 
@@ -467,8 +469,7 @@ fn search(
             groups.get(1).map(|group| group.range())
         };
         let secret = if rule.is_whole { None } else { group() }.unwrap_or_else(|| whole.clone());
-        let before = seen.get(..whole.start).unwrap_or_default();
-        if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(before, secret)) {
+        if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(secret)) {
             // The character after a secret may be the one before the next.
             at = secret.end.max(whole.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
@@ -531,8 +532,8 @@ fn merged(hits: &[Hit]) -> Vec<Range<usize>> {
 }
 
 /// Whether a hit in joined lines is another secret than these, which are in order and disjoint, or
-/// more of one: then the known part ends with its line, and the rest is neither a secret of its own
-/// nor the name of a value.
+/// more of one: then the known part ends with its line, and the rest is neither a secret of its own,
+/// nor the name of a value, nor an ordinary word.
 fn is_new(known: &[Range<usize>], range: &Range<usize>, text: &[u8], view: &View) -> bool {
     let at = known.partition_point(|known| known.end <= range.start);
     let mut touching = known.iter().skip(at).take_while(|known| known.start < range.end);
@@ -544,9 +545,24 @@ fn is_new(known: &[Range<usize>], range: &Range<usize>, text: &[u8], view: &View
                 && first.end < range.end
                 && view.has_break(first.end)
                 && !matches!(after.first(), Some(b':' | b'='))
+                && !ends_with_words(text.get(first.end..range.end).unwrap_or_default())
         }
         _ => false,
     }
+}
+
+/// Whether a text ends with ordinary words that dashes join: short, of letters, of one case after
+/// their first letter.
+fn ends_with_words(text: &[u8]) -> bool {
+    let of_word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let start = text.iter().rposition(|b| !of_word(b)).map_or(0, |last| last + 1);
+    let mut words = text.get(start..).unwrap_or_default().split(|b| !b.is_ascii_alphanumeric());
+    words.all(|word| {
+        let rest = word.get(1..).unwrap_or_default();
+        word.len() <= MAX_WORD_BYTES
+            && word.iter().all(u8::is_ascii_alphabetic)
+            && (rest.iter().all(u8::is_ascii_lowercase) || word.iter().all(u8::is_ascii_uppercase))
+    })
 }
 
 /// Sorts hits, and removes duplicates.

@@ -21,11 +21,6 @@ fn names_of_vendors_are_not_secrets() {
             "{k}_api_key_digest={hex:64}",
             "{k}-next-page-token={base62:40}",
             "{k}_public_key={base62:40}",
-            "NEXT_PUBLIC_{U}_API_KEY={hex:32}",
-            "NEXT_PUBLIC_{U}_API_KEY={base62:40}",
-            "VITE_{U}_TOKEN={hex:40}",
-            "REACT_APP_{U}_API_KEY={base62:20}",
-            "\"publishable{U}ApiKey\": \"{base62:32}\"",
             "{U}_SITE_KEY={base62:40}",
             "{k}Secret: {k}-9hk8tf6c2m",
             "{k}_token: prod-{hex:8}-{hex:4}-4{hex:3}-a{hex:3}-{hex:12}",
@@ -70,9 +65,16 @@ async fn member_named_after_a_vendor_is_redacted() {
         json!({ "env": { "DATADOG_API_KEY": mark, "datadogApiKeys": ["a", mark], "id": key } });
     let verdict = response(&secrets, &raw.to_string()).await;
     assert_eq!(replacement(&verdict), redacted.to_string());
-    for name in ["datadog_cache_key", "NEXT_PUBLIC_DATADOG_API_KEY"] {
-        let verdict = request(&secrets, &json!({ name: key }).to_string()).await;
-        assert_eq!(verdict, Verdict::pass(), "{name}");
+    let verdict = request(&secrets, &json!({ "datadog_cache_key": key }).to_string()).await;
+    assert_eq!(verdict, Verdict::pass());
+    // Frameworks publish values of such names. A secret there is one all the more.
+    for name in ["NEXT_PUBLIC_DATADOG_API_KEY", "VITE_DATADOG_TOKEN", "PUBLIC_CLOUD_DATADOG_TOKEN"]
+    {
+        let verdict = response(&secrets, &json!({ name: key }).to_string()).await;
+        assert_eq!(replacement(&verdict), json!({ name: mark }).to_string());
+        let text = format!("{name}={key}");
+        let verdict = response(&secrets, &json!([text]).to_string()).await;
+        assert_eq!(replacement(&verdict), json!([format!("{name}={mark}")]).to_string());
     }
 }
 
