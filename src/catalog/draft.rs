@@ -12,7 +12,7 @@ use crate::{
     name::{as_variable, is_variable, ours, own_variables},
     object::LocatedText,
     options::Options,
-    report::{Location, Report, brief, whole},
+    report::{Location, Report, brief, escaped},
     secret_heuristics::{argument_holds_secret, is_near, is_plain, url_holds_secret},
     server::{Mount, Run, Secret, Server, Tool},
     variables::loads_code,
@@ -197,11 +197,11 @@ impl<'a> Draft<'a> {
             Content::Input(id) => (self.source(&[name.text]), inputs.get(id).cloned()),
             Content::Built => (self.source(&[name.text]), None),
         };
-        let whole = match content(value.text) {
+        let suffix = match content(value.text) {
             Content::Built => format!(", as a whole (`{}` there)", brief(value.text)),
             _ => String::new(),
         };
-        let text = format!("have the value of `{}` in `{from}`{whole}", brief(name.text));
+        let text = format!("have the value of `{}` in `{from}`{suffix}", brief(name.text));
         report.must(value.place, text);
         self.secret_from(name, from, about, report);
     }
@@ -288,11 +288,11 @@ impl<'a> Draft<'a> {
     /// that exact folder for this server.
     pub fn mount(&mut self, mount: Mount, place: Location, report: &mut Report) {
         if self.author == Author::Stranger && !self.is_named(&mount.source) {
-            let asked = brief(&format!("{}:{}", mount.source, mount.target));
+            let requested = brief(&format!("{}:{}", mount.source, mount.target));
             report.left_out(
                 place,
                 format!(
-                    "it asks for `{asked}`, a folder of this machine that you did not name: if that is meant, name \
+                    "it asks for `{requested}`, a folder of this machine that you did not name: if that is meant, name \
                      it with `--set`, or in `mounts`"
                 ),
             );
@@ -304,7 +304,7 @@ impl<'a> Draft<'a> {
             return;
         }
         let how = if mount.writable { "writes to" } else { "reads" };
-        report.deviates(place, format!("it {how} `{}` of this machine", whole(&mount.source)));
+        report.deviates(place, format!("it {how} `{}` of this machine", escaped(&mount.source)));
         self.mounts.push(mount);
     }
 
@@ -400,11 +400,11 @@ impl<'a> Draft<'a> {
     /// the sandbox.
     fn sees(&self, path: &str) -> bool {
         let path = clean(path);
-        let within = |top: &str| {
+        let is_under = |top: &str| {
             path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        SYSTEM.iter().any(|top| within(top))
-            || self.mounts.iter().any(|mount| within(&mount.target))
+        SYSTEM.iter().any(|top| is_under(top))
+            || self.mounts.iter().any(|mount| is_under(&mount.target))
     }
 
     /// The server, unless it has problems.

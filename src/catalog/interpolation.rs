@@ -45,9 +45,9 @@ fn first(text: &str) -> Option<(usize, usize, Content<'_>)> {
 
 /// The reference at the beginning of a text.
 fn reference(text: &str) -> Option<(usize, Content<'_>)> {
-    let whole = |length| (length, Content::Built);
+    let built = |length| (length, Content::Built);
     if let Some(rest) = text.strip_prefix("${{") {
-        let Some(end) = rest.find("}}") else { return Some(whole(text.len())) };
+        let Some(end) = rest.find("}}") else { return Some(built(text.len())) };
         let name = rest[..end].trim();
         let kinds = ["secrets.", "inputs.", "env."];
         let name = kinds.iter().find_map(|kind| name.strip_prefix(kind));
@@ -57,14 +57,14 @@ fn reference(text: &str) -> Option<(usize, Content<'_>)> {
     }
     if let Some(rest) = text.strip_prefix("${") {
         // An unclosed reference is not a value.
-        let Some(end) = closing(rest) else { return Some(whole(text.len())) };
+        let Some(end) = closing(rest) else { return Some(built(text.len())) };
         return Some((2 + end + 1, braced(&rest[..end])));
     }
     for kind in ["env:", "file:"] {
         let Some(rest) = text.strip_prefix('{').and_then(|rest| rest.strip_prefix(kind)) else {
             continue;
         };
-        let Some(end) = rest.find('}') else { return Some(whole(text.len())) };
+        let Some(end) = rest.find('}') else { return Some(built(text.len())) };
         let name = Some(&rest[..end]).filter(|name| kind == "env:" && is_variable(name));
         let length = 1 + kind.len() + end + 1;
         return Some((length, name.map_or(Content::Built, Content::Variable)));

@@ -443,7 +443,7 @@ mod tests {
             image_digest: Some(digest(b"y")),
             ..ServerPin::default()
         };
-        let kept = CatalogPin {
+        let pin = CatalogPin {
             source: "x".into(),
             digest: digest(b"z"),
             manifest: None,
@@ -451,7 +451,7 @@ mod tests {
         };
         let lock = Lock::change(folder.path(), |lock| {
             lock.servers.insert("b".into(), locked);
-            lock.catalogs.insert("c".into(), kept);
+            lock.catalogs.insert("c".into(), pin);
         });
         let lock = lock.unwrap();
         assert_eq!(Lock::read(folder.path()).unwrap(), lock);

@@ -88,7 +88,12 @@ const FETCHERS: &[Fetcher] = &[
 pub(crate) fn of(program: &str, arguments: &[String]) -> Option<Fetcher> {
     FETCHERS.iter().copied().find(|fetcher| {
         fetcher.program == program
-            && fetcher.verbs.iter().zip(arguments).filter(|(verb, given)| verb == given).count()
+            && fetcher
+                .verbs
+                .iter()
+                .zip(arguments)
+                .filter(|(verb, argument)| verb == argument)
+                .count()
                 == fetcher.verbs.len()
     })
 }
@@ -176,13 +181,13 @@ fn unversioned(fetcher: Fetcher, arguments: &[String]) -> Vec<String> {
         };
         named |= package;
         let beside = valued && matches!(option, "--with" | "-w");
-        if let Some(given) = value.or(next.map(String::as_str))
+        if let Some(packages) = value.or(next.map(String::as_str))
             && (package || beside)
         {
-            let all = given.split(',').map(|package| without_version(package.trim()));
+            let all = packages.split(',').map(|package| without_version(package.trim()));
             let all = match beside {
                 true => all.collect::<Vec<_>>().join(","),
-                false => without_version(given).to_owned(),
+                false => without_version(packages).to_owned(),
             };
             match value {
                 Some(_) => words[at] = format!("{option}={all}"),

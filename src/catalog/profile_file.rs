@@ -155,11 +155,13 @@ impl Profile {
         if profile.version != 1 {
             return Err(broken(format!("version {} is not known", profile.version)));
         }
-        let known =
+        let is_listed =
             |name: &String| profile.servers.iter().chain(&profile.left_out).any(|one| one == name);
-        if let Some(server) = profile.settings.keys().find(|name| !known(name)) {
+        if let Some(server) = profile.settings.keys().find(|name| !is_listed(name)) {
             let server = brief(server);
-            return Err(broken(format!("`settings` has `{server}`, which is none of `servers`")));
+            return Err(broken(format!(
+                "`settings` has `{server}`, which is not one of `servers`"
+            )));
         }
         // The names are written into policies.
         if let Some(server) = profile.servers.iter().find(|name| !is_legal(name)) {

@@ -137,7 +137,7 @@ impl Report {
 }
 
 /// A stranger's text for confirmation: complete, on one line, without invisible characters.
-pub(crate) fn whole(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     escape_blanks(text.chars().flat_map(char::escape_debug))
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn read(text: &str) -> Result<Node, Problem> {
 
 fn table(
     table: &dyn TableLike,
-    within: Location,
+    parent: Location,
     lines: &Lines<'_>,
     budget: &mut Budget,
     depth: usize,
@@ -30,7 +30,7 @@ fn table(
     let mut entries = Vec::new();
     for (name, value) in table.iter() {
         let span = table.key(name).and_then(toml_edit::Key::span);
-        let place = span.map_or(within, |span| lines.place(span.start));
+        let place = span.map_or(parent, |span| lines.place(span.start));
         let key = Key { place, text: name.into() };
         entries.push((key, item(value, place, lines, budget, depth + 1)?));
     }
@@ -39,16 +39,16 @@ fn table(
 
 fn item(
     item: &Item,
-    within: Location,
+    parent: Location,
     lines: &Lines<'_>,
     budget: &mut Budget,
     depth: usize,
 ) -> Result<Node, Problem> {
-    let place = item.span().map_or(within, |span| lines.place(span.start));
+    let place = item.span().map_or(parent, |span| lines.place(span.start));
     budget.take(place, depth)?;
     let what = match item {
         Item::None => NodeValue::Null,
-        Item::Value(value) => return self::value(value, within, lines, budget, depth),
+        Item::Value(value) => return self::value(value, parent, lines, budget, depth),
         Item::Table(inner) => table(inner, place, lines, budget, depth)?,
         Item::ArrayOfTables(tables) => NodeValue::List(
             tables
@@ -64,12 +64,12 @@ fn item(
 
 fn value(
     value: &Value,
-    within: Location,
+    parent: Location,
     lines: &Lines<'_>,
     budget: &mut Budget,
     depth: usize,
 ) -> Result<Node, Problem> {
-    let place = value.span().map_or(within, |span| lines.place(span.start));
+    let place = value.span().map_or(parent, |span| lines.place(span.start));
     budget.take(place, depth)?;
     let what = match value {
         Value::String(text) => NodeValue::Text(text.value().as_str().into()),

@@ -195,9 +195,9 @@ impl Chain {
     ) -> Result<bool, Refusal> {
         let name = link.interceptor.name();
         let began = Instant::now();
-        let asked = link.ask(exchange, phase).await;
+        let result = link.ask(exchange, phase).await;
         trail.stages.push((format!("{}/{name}", phase.as_str()), began.elapsed()));
-        let verdict = match asked {
+        let verdict = match result {
             Ok(verdict) => match self.legal(exchange, phase, &verdict.decision) {
                 Ok(()) => Ok(link.placed(verdict)),
                 Err(fault) => Err(fault),

@@ -66,12 +66,12 @@ fn table(text: &mut String, title: &str, path: &str, schema: &Value, omit: &[&st
     }
     for (key, schema) in keys {
         let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        within(text, &path, schema);
+        nested_tables(text, &path, schema);
     }
 }
 
 /// Sections for tables within a value.
-fn within(text: &mut String, path: &str, schema: &Value) {
+fn nested_tables(text: &mut String, path: &str, schema: &Value) {
     let schema = not_null(schema);
     if schema.get("properties").is_some() {
         table(text, &format!("`[{path}]`"), path, schema, &[]);

@@ -292,19 +292,19 @@ impl Diagnostic for Finding {
 /// Error of another crate about something that the config names, shown at its position in the file.
 #[derive(Debug)]
 pub struct Located {
-    said: Box<dyn Diagnostic + Send + Sync>,
+    diagnostic: Box<dyn Diagnostic + Send + Sync>,
     place: Finding,
 }
 
 impl Located {
-    pub(super) fn new(said: Box<dyn Diagnostic + Send + Sync>, place: Finding) -> Self {
-        Self { said, place }
+    pub(super) fn new(diagnostic: Box<dyn Diagnostic + Send + Sync>, place: Finding) -> Self {
+        Self { diagnostic, place }
     }
 }
 
 impl fmt::Display for Located {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.said.fmt(f)
+        self.diagnostic.fmt(f)
     }
 }
 
@@ -312,15 +312,15 @@ impl std::error::Error for Located {}
 
 impl Diagnostic for Located {
     fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.said.code()
+        self.diagnostic.code()
     }
 
     fn severity(&self) -> Option<miette::Severity> {
-        self.said.severity()
+        self.diagnostic.severity()
     }
 
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        self.said.help()
+        self.diagnostic.help()
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {

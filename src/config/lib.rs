@@ -100,9 +100,9 @@ impl Loaded {
     pub fn locate(
         &self,
         pointer: &str,
-        said: impl miette::Diagnostic + Send + Sync + 'static,
+        diagnostic: impl miette::Diagnostic + Send + Sync + 'static,
     ) -> Located {
-        Located::new(Box::new(said), self.document.at_value(pointer, Code::BadValue, ""))
+        Located::new(Box::new(diagnostic), self.document.at_value(pointer, Code::BadValue, ""))
     }
 
     /// Line of a key or an array's element, from 1, by its JSON pointer.

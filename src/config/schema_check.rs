@@ -152,14 +152,14 @@ fn explain(document: &Document, error: &ValidationError<'_>, findings: &mut Vec<
                 let depth = |errors: &Vec<ValidationError<'_>>| {
                     errors.iter().map(|error| error.instance_path().as_str().len()).max()
                 };
-                let meant = context.iter().max_by_key(|errors| {
+                let closest = context.iter().max_by_key(|errors| {
                     let wrong_type = errors.iter().any(|error| {
                         matches!(error.kind(), Kind::Type { .. })
                             && error.instance_path().as_str() == pointer
                     });
                     (!wrong_type, depth(errors))
                 });
-                for error in meant.into_iter().flatten() {
+                for error in closest.into_iter().flatten() {
                     explain(document, error, findings);
                 }
             }

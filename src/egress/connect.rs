@@ -124,7 +124,7 @@ impl Shared {
     }
 
     /// Requested host: an egress address inside becomes its host.
-    pub fn meant(&self, host: Host) -> Host {
+    pub fn requested_host(&self, host: Host) -> Host {
         match &host {
             Host::Address(address) => {
                 self.synthetic_addresses.get(address).cloned().unwrap_or(host)

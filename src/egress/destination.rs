@@ -37,9 +37,9 @@ impl FromStr for Host {
             return Ok(Self::of(address));
         }
         let legal = |label: &str| {
-            let within = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+            let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
             (1..=63).contains(&label.len())
-                && label.bytes().all(within)
+                && label.bytes().all(is_legal)
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };

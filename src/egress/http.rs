@@ -180,7 +180,7 @@ async fn connect(
         let (host, port) = place(authority, None)?;
         // Not compared: it is not forwarded, and Node sends the proxy's own name in it.
         host_header(request.headers())?;
-        Ok::<_, Refusal>((shared.meant(host), port))
+        Ok::<_, Refusal>((shared.requested_host(host), port))
     })();
     let (host, port) = read.inspect_err(|refusal: &Refusal| shared.unread(refusal.clone()))?;
     let wire = shared.listed(&host, port).map(|listed| listed.wire);
@@ -265,7 +265,7 @@ async fn forward(
         return Err(refusal);
     }
     // The server gets the permitted host, in normalized form.
-    let host = shared.meant(host);
+    let host = shared.requested_host(host);
     let named = if port == 80 { host.to_string() } else { format!("{host}:{port}") };
     let named = HeaderValue::try_from(named).map_err(|_| malformed("its host is illegal"))?;
     let path = request.uri().path_and_query().cloned();

@@ -39,12 +39,12 @@ impl Resolver for System {
         let absolute = if name.contains('.') { format!("{name}.") } else { name.to_owned() };
         let permit = self.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
         // The lookup and its permit continue after the caller has stopped waiting.
-        let asked = tokio::spawn(async move {
+        let lookup = tokio::spawn(async move {
             let found = tokio::net::lookup_host((absolute.as_str(), 0)).await;
             drop(permit);
             found.map(|found| found.map(|found| found.ip()).collect())
         });
-        asked.await.map_err(io::Error::other)?
+        lookup.await.map_err(io::Error::other)?
     }
 }
 

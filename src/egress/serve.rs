@@ -229,7 +229,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (host, port) = match timeout(shared.limits.handshake, socks::question(&mut stream)).await {
-        Ok(Ok((host, port))) => (shared.meant(host), port),
+        Ok(Ok((host, port))) => (shared.requested_host(host), port),
         Ok(Err(Fault::Refused(refusal))) => {
             let _ = socks::answer(&mut stream, refusal.reply()).await;
             shared.unread(refusal);

@@ -126,23 +126,23 @@ mod tests {
     fn ask(bytes: &[u8]) -> (Result<(Host, u16), Fault>, Vec<u8>) {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let mut said = Vec::new();
-            let mut both = tokio::io::join(bytes, &mut said);
+            let mut reply = Vec::new();
+            let mut both = tokio::io::join(bytes, &mut reply);
             let read = question(&mut both).await;
-            (read, said)
+            (read, reply)
         })
     }
 
     #[test]
     fn requests_are_parsed_or_refused() {
         let name = [&[5, 1, 0, 5, 1, 0, 3, 9][..], b"a.example", &[1, 187]].concat();
-        let (read, said) = ask(&name);
+        let (read, answer) = ask(&name);
         assert_eq!(read.unwrap(), ("a.example".parse().unwrap(), 443));
-        assert_eq!(said, [5, 0]);
+        assert_eq!(answer, [5, 0]);
         let user = [&[5, 1, 2, 1, 1, b'u', 0, 5, 1, 0, 1, 10, 0, 0, 1, 0, 80][..]].concat();
-        let (read, said) = ask(&user);
+        let (read, answer) = ask(&user);
         assert_eq!(read.unwrap(), ("10.0.0.1".parse().unwrap(), 80));
-        assert_eq!(said, [5, 2, 1, 0]);
+        assert_eq!(answer, [5, 2, 1, 0]);
         for (bytes, reply) in [
             (&[5, 1, 0, 5, 2, 0, 1, 1, 1, 1, 1, 0, 80][..], 7),
             (&[5, 1, 0, 5, 3, 0, 1, 1, 1, 1, 1, 0, 80], 7),

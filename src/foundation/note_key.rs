@@ -122,8 +122,8 @@ impl Verifier {
     /// Text of a note that this key has signed. Other signatures are ignored.
     pub fn open(&self, note: &str) -> Result<String, NotSigned> {
         let parsed = Note::from_bytes(note.as_bytes()).map_err(|_| NotSigned::Malformed)?;
-        let known = VerifierList::new(vec![Box::new(self.key.clone())]);
-        parsed.verify(&known).map_err(|error| match error {
+        let verifiers = VerifierList::new(vec![Box::new(self.key.clone())]);
+        parsed.verify(&verifiers).map_err(|error| match error {
             NoteError::UnverifiedNote => NotSigned::OtherKey,
             _ => NotSigned::Forged,
         })?;

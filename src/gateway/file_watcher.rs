@@ -57,10 +57,11 @@ impl Files {
         // A full channel already reports a change.
         let (sender, changes) = mpsc::channel(1);
         let names = Arc::new(Mutex::new(BTreeSet::new()));
-        let known = names.clone();
+        let watched = names.clone();
         let matters = move |event: &notify::Event| {
-            let known = known.lock();
-            let named = |path: &PathBuf| path.file_name().is_some_and(|name| known.contains(name));
+            let watched = watched.lock();
+            let named =
+                |path: &PathBuf| path.file_name().is_some_and(|name| watched.contains(name));
             !event.kind.is_access() && (event.need_rescan() || event.paths.iter().any(named))
         };
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {

@@ -237,8 +237,8 @@ impl HostServices for PluginServices {
     }
 
     fn withdrawn(&self, plugin: &str, exchange: &str, requests: Vec<String>) {
-        let known = exchange.parse().ok().zip(self.recorder()).zip(self.running.get());
-        let (Some(((call, recorder), (_, tasks))), Ok(runtime)) = (known, Handle::try_current())
+        let context = exchange.parse().ok().zip(self.recorder()).zip(self.running.get());
+        let (Some(((call, recorder), (_, tasks))), Ok(runtime)) = (context, Handle::try_current())
         else {
             tracing::error!(
                 interceptor = plugin, decision = exchange, requests = %requests.join(", "),

@@ -99,7 +99,7 @@ struct Task {
 /// All tasks that clients may follow.
 pub(crate) struct Tasks {
     router: Arc<Router>,
-    known: Mutex<HashMap<Key, Task>>,
+    registered: Mutex<HashMap<Key, Task>>,
     file: TaskFile,
 }
 
@@ -108,11 +108,11 @@ impl Tasks {
     /// threads.
     pub fn open(router: Arc<Router>, state_dir: &Path) -> Arc<Self> {
         let file = TaskFile::at(state_dir);
-        let known = file.read().unwrap_or_else(|error| {
+        let registered = file.read().unwrap_or_else(|error| {
             tracing::error!(%error, "owners of tasks could not be read: earlier tasks are unknown");
             Vec::new()
         });
-        Arc::new(Self { router, known: Mutex::new(known.into_iter().collect()), file })
+        Arc::new(Self { router, registered: Mutex::new(registered.into_iter().collect()), file })
     }
 
     /// Writes a change to the file, on a task of its own: it does not end with the client's request.
@@ -125,8 +125,8 @@ impl Tasks {
 
     /// The tasks that the file has.
     fn stored(&self) -> Vec<(Key, Task)> {
-        let known = self.known.lock();
-        let stored = known.iter().filter(|(key, _)| is_stored(key));
+        let registered = self.registered.lock();
+        let stored = registered.iter().filter(|(key, _)| is_stored(key));
         stored.map(|(key, task)| (key.clone(), task.clone())).collect()
     }
 
@@ -140,7 +140,7 @@ impl Tasks {
             let words = "the id of the server's task is too long";
             return Err(Refusal::new(Code::ServerMisbehaved, words));
         }
-        let mut known = self.known.lock();
+        let mut registered = self.registered.lock();
         let taken = |(other, of): (&Key, &Task)| {
             let (host, own) = (&other.0, &key.0);
             other.1 == key.1
@@ -152,25 +152,25 @@ impl Tasks {
                         && (host.party == own.party || host.party.is_none())
                 }
         };
-        if known.iter().any(taken) {
+        if registered.iter().any(taken) {
             return Err(Refusal::new(
                 Code::ServerMisbehaved,
                 "the id of the server's task is already in use",
             ));
         }
-        if known.len() >= MOST {
-            known.retain(|_, task| task.used.elapsed() < KEPT);
+        if registered.len() >= MOST {
+            registered.retain(|_, task| task.used.elapsed() < KEPT);
         }
         // The task that a client has not used for longest gives way if the client has too many.
-        let own = || known.iter().filter(|(_, other)| other.owner == task.owner);
+        let own = || registered.iter().filter(|(_, other)| other.owner == task.owner);
         if own().count() >= OF_ONE {
             let oldest = own().min_by_key(|(_, other)| other.used).map(|(key, _)| key.clone());
-            oldest.map(|key| known.remove(&key));
+            oldest.map(|key| registered.remove(&key));
         }
-        if known.len() >= MOST {
+        if registered.len() >= MOST {
             return Err(Refusal::new(Code::RateLimited, "too many tasks are open"));
         }
-        known.insert(key, task);
+        registered.insert(key, task);
         Ok(())
     }
 
@@ -196,9 +196,9 @@ impl Tasks {
         modern: bool,
         key: &Key,
     ) -> Option<(String, TaskObligations, Duration)> {
-        let mut known = self.known.lock();
+        let mut registered = self.registered.lock();
         let own = |task: &&mut Task| task.owner.is(owner) && task.modern == modern;
-        let task = known.get_mut(key).filter(own)?;
+        let task = registered.get_mut(key).filter(own)?;
         let unused = task.used.elapsed();
         if unused >= KEPT {
             return None;
@@ -212,17 +212,17 @@ impl Tasks {
 
     /// The owner of a task.
     pub fn owner(&self, place: TaskHost, id: &str) -> Option<PrincipalKind> {
-        self.known.lock().get(&(place, id.to_owned())).map(|task| task.owner.kind.clone())
+        self.registered.lock().get(&(place, id.to_owned())).map(|task| task.owner.kind.clone())
     }
 
     fn at(&self, owner: &Principal, place: &TaskHost) -> bool {
-        self.known.lock().iter().any(|(key, task)| task.owner.is(owner) && key.0 == *place)
+        self.registered.lock().iter().any(|(key, task)| task.owner.is(owner) && key.0 == *place)
     }
 
     /// Forgets the tasks of a removed client, since its name may be given to another.
     pub fn forget_owner(self: &Arc<Self>, owner: &PrincipalKind) {
         let mut stored = false;
-        self.known.lock().retain(|key, task| {
+        self.registered.lock().retain(|key, task| {
             let own = task.owner.kind == *owner;
             stored |= own && is_stored(key);
             !own
@@ -234,7 +234,7 @@ impl Tasks {
 
     /// Forgets the tasks of ended dedicated instances.
     pub fn forget(&self, party: &InstanceKey) {
-        self.known.lock().retain(|key, _| key.0.party.as_ref() != Some(party));
+        self.registered.lock().retain(|key, _| key.0.party.as_ref() != Some(party));
     }
 }
 
@@ -272,14 +272,14 @@ impl Tasks {
             let Some(place) = place(&server, client.party_key(&server)) else { continue };
             let task =
                 self.used(&client.principal, client.revision.is_modern(), &(place, id.clone()));
-            if let Some((tool, asked)) = task {
-                found = Some((server, tool, asked));
+            if let Some((tool, obligations)) = task {
+                found = Some((server, tool, obligations));
                 break;
             }
         }
-        let (server, name, asked) = found.ok_or_else(unknown)?;
+        let (server, name, obligations) = found.ok_or_else(unknown)?;
         // The result of the call follows later.
-        exchange.obligations = asked;
+        exchange.obligations = obligations;
         let instance = match server.at(client.party_key(&server).as_ref()) {
             Some(instance) => instance,
             None => {
@@ -487,7 +487,7 @@ mod tests {
         // One more task, so the oldest is forgotten.
         tasks.add(key("s", None, "x"), task("a"), true).unwrap();
         assert!(tasks.tool(&owner("a"), false, &key("s", None, "0")).is_none());
-        assert_eq!(tasks.known.lock().len(), OF_ONE);
+        assert_eq!(tasks.registered.lock().len(), OF_ONE);
         assert!(tasks.add(key("s", None, "y"), task("b"), true).is_ok());
     }
 
@@ -519,11 +519,11 @@ mod tests {
         assert!(!text.contains("session"), "a session's id is a secret: {text}");
 
         let again = open(folder.path());
-        for (key, known) in
+        for (key, registered) in
             [(&remote, true), (&dedicated, true), (&local, false), (&session, false)]
         {
             let found = again.tool(&owner("a"), false, key);
-            assert_eq!(found.is_some(), known, "{key:?}");
+            assert_eq!(found.is_some(), registered, "{key:?}");
             if let Some((tool, obligations, _)) = found {
                 assert_eq!((tool.as_str(), &*obligations[0]), ("t", &redacts));
             }
@@ -542,6 +542,6 @@ mod tests {
         again.save().await.unwrap();
         assert!(open(folder.path()).tool(&owner("a"), false, &remote).is_none());
         std::fs::write(folder.path().join("tasks.json"), "[{").unwrap();
-        assert!(open(folder.path()).known.lock().is_empty());
+        assert!(open(folder.path()).registered.lock().is_empty());
     }
 }

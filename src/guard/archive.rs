@@ -68,7 +68,7 @@ enum Next {
     /// Of the file with this index: the remaining content, then the remaining padding.
     Content {
         file: usize,
-        left: u64,
+        remaining: u64,
         padding: u64,
     },
     Zeros,
@@ -81,7 +81,7 @@ struct Reader {
     files: Vec<String>,
     /// Layer by the list.
     layer: String,
-    left: u64,
+    remaining: u64,
 }
 
 #[derive(Deserialize)]
@@ -109,13 +109,13 @@ impl Reader {
             partial: Vec::new(),
             files: Vec::new(),
             layer: String::new(),
-            left: most,
+            remaining: most,
         }
     }
 
     fn take(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
-        self.left = match self.left.checked_sub(bytes.len() as u64) {
-            Some(left) => left,
+        self.remaining = match self.remaining.checked_sub(bytes.len() as u64) {
+            Some(remaining) => remaining,
             None => {
                 return Err(Refusal::new(Code::Limit, "the image is too big (see --image-mib)"));
             }
@@ -131,21 +131,21 @@ impl Reader {
                         self.next = self.header(&header)?;
                     }
                 }
-                Next::Content { file, left, padding } => {
-                    let part = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                Next::Content { file, remaining, padding } => {
+                    let part = usize::try_from(*remaining).unwrap_or(usize::MAX).min(bytes.len());
                     let (now, rest) = bytes.split_at(part);
                     if *file < 2 {
                         self.partial.extend_from_slice(now);
                     }
-                    *left -= now.len() as u64;
-                    let skip = if *left == 0 {
+                    *remaining -= now.len() as u64;
+                    let skip = if *remaining == 0 {
                         usize::try_from(*padding).unwrap_or(0).min(rest.len())
                     } else {
                         0
                     };
                     *padding -= skip as u64;
                     bytes = rest.get(skip..).unwrap_or_default();
-                    if *left == 0 && *padding == 0 {
+                    if *remaining == 0 && *padding == 0 {
                         let file = *file;
                         self.next = Next::Header;
                         self.file(file)?;
@@ -229,7 +229,7 @@ impl Reader {
         if size == 0 && padding == 0 {
             return refuse("its layer is empty");
         }
-        Ok(Next::Content { file, left: size, padding })
+        Ok(Next::Content { file, remaining: size, padding })
     }
 
     /// Processes a completely read file.

@@ -240,9 +240,9 @@ impl Shared {
         let (name, mounts, holds) = (name.to_owned(), checked.mounts, checked.holds);
         let guard = self.rules.name.clone();
         let creating = tokio::spawn(async move {
-            let asked = engine.ask(Method::POST, &target, body).await;
-            let (status, fields) = match asked {
-                Ok(asked) => asked,
+            let reply = engine.ask(Method::POST, &target, body).await;
+            let (status, fields) = match reply {
+                Ok(reply) => reply,
                 Err(refusal) => {
                     joining.iter_mut().for_each(Joining::keep);
                     leases.lost(name, guard, permit);
@@ -414,7 +414,7 @@ async fn nothing(body: Incoming) -> Result<(), Refusal> {
 }
 
 fn answer(status: StatusCode, value: &Value) -> Response<Body> {
-    let mut response = Response::new(engine::whole(value.to_string().into_bytes()));
+    let mut response = Response::new(engine::full_body(value.to_string().into_bytes()));
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);

@@ -208,7 +208,7 @@ pub fn check(
             ),
         )
     })?;
-    whole(&body)?;
+    check_texts(&body)?;
     image(&body.image)?;
     labels(&body.labels, name)?;
     user(&body.user, rules)?;
@@ -248,10 +248,10 @@ fn unknown(value: &Value) -> Option<String> {
     const HOST: &str = "Privileged CapDrop CapAdd SecurityOpt ReadonlyRootfs Tmpfs Memory MemorySwap \
         NanoCpus PidsLimit Ulimits OomKillDisable NetworkMode ExtraHosts IpcMode CgroupnsMode Init \
         RestartPolicy AutoRemove LogConfig PublishAllPorts Mounts Runtime";
-    let stranger = |value: Option<&Value>, known: &str| {
-        let known: BTreeSet<&str> = known.split_ascii_whitespace().collect();
+    let stranger = |value: Option<&Value>, allowed: &str| {
+        let allowed: BTreeSet<&str> = allowed.split_ascii_whitespace().collect();
         let keys = value?.as_object()?.keys();
-        keys.into_iter().find(|key| !known.contains(key.as_str())).cloned()
+        keys.into_iter().find(|key| !allowed.contains(key.as_str())).cloned()
     };
     stranger(Some(value), BODY)
         .or_else(|| stranger(value.get("HostConfig"), HOST).map(|key| format!("HostConfig.{key}")))
@@ -272,7 +272,7 @@ fn no_nul(texts: &[String]) -> bool {
     texts.iter().all(|text| !text.contains('\0'))
 }
 
-fn whole(body: &Body) -> Result<(), Refusal> {
+fn check_texts(body: &Body) -> Result<(), Refusal> {
     if !no_nul(&body.env) || !body.cmd.iter().all(|words| no_nul(words)) {
         return refuse("an argument or a variable contains a NUL byte");
     }

@@ -129,7 +129,7 @@ impl Engine {
         target: &str,
         body: Vec<u8>,
     ) -> Result<(StatusCode, Value), Refusal> {
-        let body = if body.is_empty() { empty() } else { whole(body) };
+        let body = if body.is_empty() { empty() } else { full_body(body) };
         let (answer, _task) =
             self.send(request(method, target, body)?, Some(ANSWER_TIMEOUT)).await?;
         let status = answer.status();
@@ -149,10 +149,10 @@ impl Engine {
         &self,
         target: &str,
     ) -> Result<Result<(UnixStream, Bytes), Response<Body>>, Refusal> {
-        let mut asked = request(Method::POST, target, empty())?;
-        asked.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("Upgrade"));
-        asked.headers_mut().insert(UPGRADE, http::HeaderValue::from_static("tcp"));
-        let (mut answer, task) = self.send(asked, Some(ANSWER_TIMEOUT)).await?;
+        let mut upgrade_request = request(Method::POST, target, empty())?;
+        upgrade_request.headers_mut().insert(CONNECTION, http::HeaderValue::from_static("Upgrade"));
+        upgrade_request.headers_mut().insert(UPGRADE, http::HeaderValue::from_static("tcp"));
+        let (mut answer, task) = self.send(upgrade_request, Some(ANSWER_TIMEOUT)).await?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             if answer.status().is_success() {
                 let why = "the engine does not upgrade the connection";
@@ -190,7 +190,7 @@ pub fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-pub fn whole(bytes: Vec<u8>) -> Body {
+pub fn full_body(bytes: Vec<u8>) -> Body {
     Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed_unsync()
 }
 

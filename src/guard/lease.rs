@@ -319,7 +319,7 @@ mod tests {
     const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
     /// Accepts a request, whose answer the caller sends.
-    async fn asked(engine: &UnixListener) -> UnixStream {
+    async fn next_request(engine: &UnixListener) -> UnixStream {
         asked_for(engine, "DELETE /containers/a?force=true").await
     }
 
@@ -355,9 +355,9 @@ mod tests {
         let ending = tokio::spawn(async move { ending.end("a", "a test").await });
         let story = async {
             for status in ["500 x", "409 x"] {
-                answer(asked(&engine).await, status).await;
+                answer(next_request(&engine).await, status).await;
             }
-            let third = asked(&engine).await;
+            let third = next_request(&engine).await;
             assert!(leases.find("a").is_some() && leases.permit().is_err());
             answer(third, "404 x").await;
             ending.await.expect("no panic");
@@ -387,7 +387,7 @@ mod tests {
                 let question = asked_for(&engine, "GET /containers/a/json").await;
                 answer_with(question, status, &body).await;
             }
-            answer(asked(&engine).await, "204 x").await;
+            answer(next_request(&engine).await, "204 x").await;
             while leases.permit().is_err() {
                 tokio::task::yield_now().await;
             }
@@ -437,7 +437,7 @@ mod tests {
         }
         leases.hold("a".to_owned(), held("n", None), permit);
         let story = async {
-            answer(asked(&engine).await, "204 x").await;
+            answer(next_request(&engine).await, "204 x").await;
             end.await.expect("no panic");
         };
         timeout(TEST_TIMEOUT, story).await.expect("a request");

@@ -250,10 +250,10 @@ impl Query {
         Ok(())
     }
 
-    fn one_of(&mut self, name: &str, known: &[&str]) -> Result<String, Refusal> {
+    fn one_of(&mut self, name: &str, allowed: &[&str]) -> Result<String, Refusal> {
         let value = self.required(name)?;
-        if !known.contains(&value.as_str()) {
-            let why = format!("`{name}` is not one of {}", known.join(", "));
+        if !allowed.contains(&value.as_str()) {
+            let why = format!("`{name}` is not one of {}", allowed.join(", "));
             return Err(Refusal::new(Code::Call, why));
         }
         Ok(value)
@@ -287,7 +287,7 @@ mod tests {
         let Ok(uri) = target.parse::<Uri>() else { return Err("no-uri") };
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
         match read(&method, &uri) {
-            Ok(asked) => Ok(asked.call.words()),
+            Ok(route) => Ok(route.call.words()),
             Err(refusal) => Err(refusal.code.as_str()),
         }
     }

@@ -113,8 +113,8 @@ impl Rules {
     /// client.
     pub fn fit(&mut self, files: u64) {
         const OTHERS: u64 = 64;
-        let left = files.saturating_sub(OTHERS + 3 * u64::from(self.containers));
-        let most = usize::try_from(left / 2).unwrap_or(usize::MAX);
+        let remaining = files.saturating_sub(OTHERS + 3 * u64::from(self.containers));
+        let most = usize::try_from(remaining / 2).unwrap_or(usize::MAX);
         self.connections = self.connections.min(most).max(1);
     }
 

@@ -89,8 +89,8 @@ fn listed_names<'s>(listed: Option<&'s Value>, params: &Value) -> Result<(), Nam
     let names = several.flat_map(Map::keys).map(String::as_str);
     let one = params.pointer("/argument/name").and_then(Value::as_str);
     for name in names.chain(one).filter(|name| !listed.contains(name)) {
-        if let Some(known) = folded.get(&fold(name.into())) {
-            return Err(NameError::Spelled(known));
+        if let Some(declared) = folded.get(&fold(name.into())) {
+            return Err(NameError::Spelled(declared));
         }
     }
     Ok(())

@@ -220,10 +220,10 @@ impl PluginSource {
                 version: manifest.version.clone(),
             });
         }
-        let other = plugin.as_ref().is_some_and(|meant| *meant != manifest.name);
-        if other || version.as_ref().is_some_and(|meant| !manifest.is_among(meant)) {
+        let other = plugin.as_ref().is_some_and(|expected| *expected != manifest.name);
+        if other || version.as_ref().is_some_and(|expected| !manifest.is_among(expected)) {
             let plugin = plugin.as_ref().unwrap_or(&manifest.name);
-            let meant = match version {
+            let expected = match version {
                 Some(version) => format!("{plugin} {version}"),
                 None => plugin.clone(),
             };
@@ -231,7 +231,7 @@ impl PluginSource {
                 path,
                 name: manifest.name.clone(),
                 version: manifest.version.clone(),
-                meant,
+                expected,
             });
         }
         Ok(())
@@ -422,12 +422,12 @@ fn narrowed(hooks: &Hooks, events: Option<&[String]>) -> Hooks {
     let Some(events) = events else { return hooks.clone() };
     let all = |events: &[String]| events.iter().any(|event| event == "*");
     let narrow = |hook: &Hook| {
-        let kept: Vec<String> = match (all(&hook.events), all(events)) {
+        let common: Vec<String> = match (all(&hook.events), all(events)) {
             (true, _) => events.to_vec(),
             (_, true) => hook.events.clone(),
             _ => hook.events.iter().filter(|event| events.contains(event)).cloned().collect(),
         };
-        (!kept.is_empty()).then_some(Hook { events: kept, phase: hook.phase })
+        (!common.is_empty()).then_some(Hook { events: common, phase: hook.phase })
     };
     Hooks(hooks.0.iter().filter_map(narrow).collect())
 }

@@ -146,7 +146,7 @@ pub struct Secrets {
     config: Config,
     tables: ArcSwap<Tables>,
     /// Secrets delivered to servers and plugins in this run.
-    known: Mutex<Vec<Known>>,
+    registered: Mutex<Vec<Known>>,
     scanning: FairSemaphore<PrincipalKind>,
 }
 
@@ -156,33 +156,36 @@ const MAX_VALUES: usize = 8;
 
 /// Adds values to the known ones, the newest last. An added value never displaces another added
 /// one. Returns whether any is new.
-fn add(known: &mut Vec<Known>, more: &[Known]) -> bool {
+fn add(registered: &mut Vec<Known>, more: &[Known]) -> bool {
     let mut news = false;
     for one in more {
         let same = |other: &Known| {
             other.holder == one.holder && other.name == one.name && other.client == one.client
         };
-        if let Some(at) = known.iter().position(|other| same(other) && other.value == one.value) {
-            let again = known.remove(at);
-            known.push(again);
+        if let Some(at) =
+            registered.iter().position(|other| same(other) && other.value == one.value)
+        {
+            let again = registered.remove(at);
+            registered.push(again);
             continue;
         }
         news = true;
         let is_added = |other: &Known| more.iter().any(|one| same(one) && one.value == other.value);
-        if known.iter().filter(|other| same(other)).count() >= MAX_VALUES
-            && let Some(oldest) = known.iter().position(|other| same(other) && !is_added(other))
+        if registered.iter().filter(|other| same(other)).count() >= MAX_VALUES
+            && let Some(oldest) =
+                registered.iter().position(|other| same(other) && !is_added(other))
         {
-            known.remove(oldest);
+            registered.remove(oldest);
         }
-        known.push(one.clone());
+        registered.push(one.clone());
     }
     news
 }
 
 /// Values without duplicates.
-fn once(known: &[Known]) -> Vec<Known> {
+fn once(registered: &[Known]) -> Vec<Known> {
     let mut all = Vec::new();
-    add(&mut all, known);
+    add(&mut all, registered);
     all
 }
 
@@ -199,17 +202,21 @@ impl Secrets {
     ///
     /// # Errors
     /// Settings for a rule that does not exist, or with which nothing could be scanned.
-    pub fn new(name: impl Into<String>, config: &Config, known: &[Known]) -> Result<Self, Invalid> {
+    pub fn new(
+        name: impl Into<String>,
+        config: &Config,
+        registered: &[Known],
+    ) -> Result<Self, Invalid> {
         if config.max_bytes == 0 {
             return Err(Invalid::NoBytes);
         }
-        let known = once(known);
+        let registered = once(registered);
         Ok(Self {
             name: name.into(),
             hooks: Hooks::every(&[Phase::Request, Phase::Response]),
-            tables: ArcSwap::from_pointee(Tables::new(config, &known)?),
+            tables: ArcSwap::from_pointee(Tables::new(config, &registered)?),
             config: config.clone(),
-            known: Mutex::new(known),
+            registered: Mutex::new(registered),
             scanning: FairSemaphore::new(MAX_CONCURRENT),
         })
     }
@@ -220,12 +227,12 @@ impl Secrets {
     /// # Errors
     /// Values with which nothing could be scanned; then nothing changes.
     pub fn learn(&self, more: &[Known]) -> Result<(), Invalid> {
-        let mut known = self.known.lock();
-        let mut all = known.clone();
+        let mut registered = self.registered.lock();
+        let mut all = registered.clone();
         if add(&mut all, more) {
             self.tables.store(Arc::new(Tables::new(&self.config, &all)?));
         }
-        *known = all;
+        *registered = all;
         Ok(())
     }
 
@@ -279,7 +286,7 @@ impl Secrets {
 }
 
 impl Tables {
-    fn new(config: &Config, known: &[Known]) -> Result<Self, Invalid> {
+    fn new(config: &Config, registered: &[Known]) -> Result<Self, Invalid> {
         let built_in = rules::built_in()?;
         for id in config.rules.keys() {
             let ids = || built_in.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
@@ -290,7 +297,7 @@ impl Tables {
         let is_off = |id: &str| config.rules.get(id) == Some(&Action::Off);
         let rules = built_in.iter().filter(|rule| !is_off(&rule.id)).cloned().collect();
         let mut exact = Vec::new();
-        for secret in known.iter().filter(|_| !is_off(VAULT)) {
+        for secret in registered.iter().filter(|_| !is_off(VAULT)) {
             if secret.value.expose().len() >= MIN_KNOWN_BYTES {
                 let value = secret.value.expose();
                 exact.push((secret.id(), value.to_owned()));

@@ -212,10 +212,15 @@ pub fn stream(manifests: &[Manifest]) -> String {
 #[must_use]
 pub fn hosts(server: &str, namespace: &str) -> Vec<String> {
     let name = object_name(server);
-    let within = format!("{name}.{namespace}");
-    [name, within.clone(), format!("{within}.svc"), format!("{within}.svc.cluster.local")]
-        .map(|host| format!("{host}:{PORT}"))
-        .into()
+    let in_namespace = format!("{name}.{namespace}");
+    [
+        name,
+        in_namespace.clone(),
+        format!("{in_namespace}.svc"),
+        format!("{in_namespace}.svc.cluster.local"),
+    ]
+    .map(|host| format!("{host}:{PORT}"))
+    .into()
 }
 
 /// Name of a server's objects.

@@ -123,7 +123,7 @@ impl Client {
     /// If the URL is not `https` (not required for this machine), or the content is unavailable.
     pub async fn file(&self, url: &Url, most: u64) -> Result<Bytes, Error> {
         let answer = self.0.get(url, self.until()).await?;
-        found(answer, || url.path().to_owned()).await?.whole("the file", most).await
+        found(answer, || url.path().to_owned()).await?.read_all("the file", most).await
     }
 
     /// Limit of a manifest in bytes.
@@ -148,7 +148,7 @@ impl Client {
         let Descriptor { digest, size, .. } = *descriptor;
         let answer = self.get(reference, &format!("blobs/{digest}"), None, until).await?;
         let bytes = found(answer, || format!("{reference} (a blob of it)")).await?;
-        let bytes = bytes.whole("the blob", size).await?;
+        let bytes = bytes.read_all("the blob", size).await?;
         check("the blob", digest, &bytes)?;
         Ok(bytes)
     }
@@ -202,7 +202,7 @@ impl Client {
             return Ok(None);
         }
         let answer = found(answer, || reference.to_string()).await?;
-        let bytes = answer.whole("the list of referrers", self.0.limits().manifest).await?;
+        let bytes = answer.read_all("the list of referrers", self.0.limits().manifest).await?;
         Ok(Some((bytes, by_tag)))
     }
 
@@ -295,8 +295,8 @@ impl Client {
         if answer.status != StatusCode::CREATED {
             return Err(answer.fault().await);
         }
-        let said = answer.headers.get("docker-content-digest").and_then(|d| d.to_str().ok());
-        match said.map(str::parse::<Digest>) {
+        let header = answer.headers.get("docker-content-digest").and_then(|d| d.to_str().ok());
+        match header.map(str::parse::<Digest>) {
             Some(Ok(actual)) if actual != digest => Err(Error::Protocol {
                 host: ContactedHost::from(reference.host()),
                 why: format!("it reports another digest for {digest}"),
@@ -355,7 +355,7 @@ impl Client {
         let answer =
             self.get(reference, &format!("manifests/{name}"), Some(&accept), until).await?;
         let answer = found(answer, || reference.to_string()).await?;
-        let bytes = answer.whole("the manifest", self.0.limits().manifest).await?;
+        let bytes = answer.read_all("the manifest", self.0.limits().manifest).await?;
         if let Some(digest) = reference.digest() {
             check("the manifest", digest, &bytes)?;
         }

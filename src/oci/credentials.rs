@@ -77,8 +77,8 @@ impl Logins {
             .name("registry-login".into())
             .spawn(move || drop(sender.send(find(&folder, &name))))
             .map_err(|error| failed(&error.to_string()))?;
-        let left = until.saturating_duration_since(Instant::now());
-        match tokio::time::timeout(left.min(HELPER_TIMEOUT), receiver).await {
+        let remaining = until.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(remaining.min(HELPER_TIMEOUT), receiver).await {
             Ok(Ok(found)) => found.map_err(|why| failed(&why)),
             Ok(Err(_)) => Err(failed("the credential helper could not be started")),
             Err(_) => Err(failed("the credential helper does not answer")),
@@ -87,8 +87,9 @@ impl Logins {
 }
 
 fn folder() -> Option<PathBuf> {
-    let given = env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
-    given.or_else(|| env::home_dir().map(|home| home.join(".docker")))
+    let configured =
+        env::var_os("DOCKER_CONFIG").filter(|folder| !folder.is_empty()).map(PathBuf::from);
+    configured.or_else(|| env::home_dir().map(|home| home.join(".docker")))
 }
 
 fn find(folder: &std::path::Path, name: &str) -> Result<Option<Login>, String> {
@@ -107,7 +108,7 @@ fn find(folder: &std::path::Path, name: &str) -> Result<Option<Login>, String> {
         Err(Failure::NoCredentialConfigured | Failure::ConfigNotFound) => Ok(None),
         // Helpers report a missing login this way; their protocol has no other.
         Err(Failure::HelperFailure { ref stdout, ref stderr, .. })
-            if [stdout, stderr].iter().any(|said| said.contains("credentials not found")) =>
+            if [stdout, stderr].iter().any(|output| output.contains("credentials not found")) =>
         {
             Ok(None)
         }

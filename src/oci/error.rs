@@ -74,8 +74,8 @@ pub enum Error {
     /// The registry does not have the artifact.
     #[error("`{0}` is not in the registry, or not visible to you")]
     Missing(String),
-    /// The registry requires a login, and there is none.
-    #[error("`{host}` requires a login, and there is none")]
+    /// The registry requires a login, and none is configured.
+    #[error("`{host}` requires a login, and none is configured")]
     NoLogin {
         /// Registry.
         host: String,
@@ -322,13 +322,13 @@ pub(crate) fn causes(error: reqwest::Error) -> String {
     let mut words = Vec::<String>::new();
     let mut cause: Option<&(dyn Fault + 'static)> = Some(&error);
     while let Some(one) = cause {
-        let said = if is_of_other_names(one) {
+        let text = if is_of_other_names(one) {
             "its certificate is for other names".to_owned()
         } else {
             one.to_string()
         };
-        if !words.iter().any(|word| word.contains(&said)) {
-            words.push(said);
+        if !words.iter().any(|word| word.contains(&text)) {
+            words.push(text);
         }
         cause = one.source();
     }

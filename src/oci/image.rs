@@ -335,16 +335,16 @@ mod tests {
         let chosen = |arch: &str| choose(&reference, list(), &Platform::linux(arch));
         assert_eq!(chosen("amd64").unwrap(), Digest::of(b"1"));
         assert_eq!(chosen("arm64").unwrap(), Digest::of(b"8"));
-        let told = chosen("s390x").unwrap_err().to_string();
+        let message = chosen("s390x").unwrap_err().to_string();
         assert!(
-            told.contains("linux/s390x")
-                && told.contains("linux/amd64, linux/amd64/v3, linux/arm64/v8, windows/amd64")
-                && !told.contains("word"),
-            "{told}"
+            message.contains("linux/s390x")
+                && message.contains("linux/amd64, linux/amd64/v3, linux/arm64/v8, windows/amd64")
+                && !message.contains("word"),
+            "{message}"
         );
         let none = Platforms { manifests: Vec::new() };
-        let told = choose(&reference, none, &Platform::linux("amd64")).unwrap_err().to_string();
-        assert!(told.contains("no known platform"), "{told}");
+        let message = choose(&reference, none, &Platform::linux("amd64")).unwrap_err().to_string();
+        assert!(message.contains("no known platform"), "{message}");
     }
 
     #[test]

@@ -153,8 +153,11 @@ mod tests {
             ("http://10.0.0.1:5000/v2/", "http://127.0.0.1:5000/a", "without TLS"),
         ] {
             for private in [false, true] {
-                let told = refused(home, private, to);
-                assert!(told.as_ref().is_some_and(|told| told.contains(why)), "{to}: {told:?}");
+                let message = refused(home, private, to);
+                assert!(
+                    message.as_ref().is_some_and(|message| message.contains(why)),
+                    "{to}: {message:?}"
+                );
             }
         }
         for inward in [
@@ -166,8 +169,11 @@ mod tests {
             "https://[fd00::1]/a",
             "https://[::ffff:10.0.0.1]/a",
         ] {
-            let told = refused(tls, false, inward);
-            assert!(told.as_ref().is_some_and(|told| told.contains(INWARD)), "{inward}: {told:?}");
+            let message = refused(tls, false, inward);
+            assert!(
+                message.as_ref().is_some_and(|message| message.contains(INWARD)),
+                "{inward}: {message:?}"
+            );
             assert_eq!(refused(tls, true, inward), None);
         }
         assert_eq!(refused(tls, false, "https://cdn.example.com/a"), None);

@@ -73,10 +73,12 @@ impl Store {
         let manifest = read(reference, digest, &bytes, limits)?;
         let all = std::iter::once(&manifest.config).chain(&manifest.layers);
         let mut blobs = Vec::new();
-        let mut left = limits.blobs;
+        let mut remaining = limits.blobs;
         for one in all.filter(|one| wanted(one)) {
-            let Some(bytes) = self.get(one.digest, one.size.min(left))? else { return Ok(None) };
-            left -= bytes.len() as u64;
+            let Some(bytes) = self.get(one.digest, one.size.min(remaining))? else {
+                return Ok(None);
+            };
+            remaining -= bytes.len() as u64;
             blobs.push((one.clone(), bytes));
         }
         Ok(Some((Pulled { digest, bytes, manifest }, blobs)))

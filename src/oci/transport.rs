@@ -171,7 +171,7 @@ impl Transport {
         let url = self.base(request.to)?;
         let mut home = Origin { url, name, private: request.from_private };
         let key = (request.to.host().to_owned(), request.to.repository().to_owned(), request.right);
-        let (mut asked, mut hops) = (false, 0);
+        let (mut authenticated, mut hops) = (false, 0);
         loop {
             // Only the registry itself gets a login, and only its challenges count.
             let at_home = home.is_at(&request.url);
@@ -184,8 +184,8 @@ impl Transport {
             let answer = self.once(&request, authorization, &home).await?;
             home = answer.home.clone();
             match answer.status {
-                StatusCode::UNAUTHORIZED if at_home && !asked => {
-                    asked = true;
+                StatusCode::UNAUTHORIZED if at_home && !authenticated => {
+                    authenticated = true;
                     let authorization = self.authorize(&request, &answer).await?;
                     if let Ok(mut all) = self.authorized.lock() {
                         all.insert(key.clone(), authorization);
@@ -274,10 +274,10 @@ impl Transport {
         let Limits { idle, total, .. } = *self.limits();
         let (host, mut home) = (home.contacted_host(url), home.clone());
         // Sending may use all remaining time; an answer must not be silent for too long.
-        let left = until.saturating_duration_since(Instant::now());
-        let within = if uploads { left } else { left.min(idle) };
-        let limit = if within == left { total } else { idle };
-        let response = match tokio::time::timeout(within, builder.send()).await {
+        let remaining = until.saturating_duration_since(Instant::now());
+        let wait = if uploads { remaining } else { remaining.min(idle) };
+        let limit = if wait == remaining { total } else { idle };
+        let response = match tokio::time::timeout(wait, builder.send()).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) if error.is_timeout() => {
                 return Err(Error::Late { host, within: limit });
@@ -402,15 +402,15 @@ impl Transport {
             token: Option<String>,
             access_token: Option<String>,
         }
-        let asked = home.contacted_host(&url);
-        let body = Zeroizing::new(answer.whole("a token", MAX_ANSWER_BYTES).await?.to_vec());
+        let contacted = home.contacted_host(&url);
+        let body = Zeroizing::new(answer.read_all("a token", MAX_ANSWER_BYTES).await?.to_vec());
         // The parse error is not shown, because it can contain most of a token.
         let token = serde_json::from_slice(&body)
             .ok()
             .and_then(|Token { token, access_token }| token.or(access_token))
             .map(Zeroizing::new)
             .ok_or_else(|| Error::Protocol {
-                host: asked,
+                host: contacted,
                 why: "the answer contains no \
                 token"
                     .to_owned(),
@@ -427,7 +427,7 @@ impl Answer {
     }
 
     /// Reads the whole body, up to that size.
-    pub async fn whole(self, what: &'static str, most: u64) -> Result<Bytes, Error> {
+    pub async fn read_all(self, what: &'static str, most: u64) -> Result<Bytes, Error> {
         let Self { url, home, response, idle, until, total, .. } = self;
         let host = home.contacted_host(&url);
         let too_large = || Error::TooLarge { what, most };
@@ -437,10 +437,10 @@ impl Answer {
         let mut body = Vec::new();
         let mut stream = response.bytes_stream();
         loop {
-            let left = until.saturating_duration_since(Instant::now());
-            let within = left.min(idle);
-            let limit = if within == left { total } else { idle };
-            let chunk = match tokio::time::timeout(within, stream.next()).await {
+            let remaining = until.saturating_duration_since(Instant::now());
+            let wait = remaining.min(idle);
+            let limit = if wait == remaining { total } else { idle };
+            let chunk = match tokio::time::timeout(wait, stream.next()).await {
                 Ok(None) => return Ok(body.into()),
                 Ok(Some(Ok(chunk))) => chunk,
                 Ok(Some(Err(error))) => {
@@ -458,7 +458,7 @@ impl Answer {
     /// Error for an unexpected status.
     pub async fn fault(self) -> Error {
         let (host, status) = (self.home.contacted_host(&self.url), self.status.as_u16());
-        let body = self.whole("an answer", MAX_ANSWER_BYTES).await.unwrap_or_default();
+        let body = self.read_all("an answer", MAX_ANSWER_BYTES).await.unwrap_or_default();
         Error::Failed { host, status, code: known_code(&body) }
     }
 }

@@ -223,7 +223,7 @@ impl Artifacts {
     async fn pull(&self, reference: &Reference) -> Result<Artifact, portcullis_oci::Error> {
         let limits = &self.settings.limits;
         let wanted = |one: &Descriptor| one.media_type == LAYER_KIND;
-        let kept = match &self.store {
+        let cached = match &self.store {
             None => None,
             Some((store, keep)) => match store.find(reference, limits, wanted) {
                 // A command that only inspects may lack access to the proxy's store.
@@ -231,7 +231,7 @@ impl Artifacts {
                 found => found?,
             },
         };
-        if let Some((pulled, mut blobs)) = kept {
+        if let Some((pulled, mut blobs)) = cached {
             layer_of(reference, &pulled.manifest)?;
             let layer = blobs.pop().map(|(_, bytes)| bytes).unwrap_or_default();
             return Ok(Artifact::from_layer(reference, &pulled, layer));

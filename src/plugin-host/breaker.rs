@@ -75,8 +75,8 @@ impl Time {
 
     /// The message no longer waits for others.
     pub fn begin(&self, now: Instant) {
-        let left = self.until.saturating_duration_since(now);
-        self.begun.store(left >= self.all / 2, Ordering::Relaxed);
+        let remaining = self.until.saturating_duration_since(now);
+        self.begun.store(remaining >= self.all / 2, Ordering::Relaxed);
     }
 
     /// Whether work began, with half of the time left.

@@ -81,12 +81,12 @@ impl Cache {
     /// Stores a compiled component. If that fails, it is compiled again at the next start.
     pub fn keep(&self, engine: &Engine, sha256: &str, component: &Component) {
         let path = self.path(engine, sha256);
-        let kept = component
+        let saved = component
             .serialize()
             .map_err(|error| format!("{error:#}"))
             .and_then(|bytes| self.write(&path, sha256, &bytes).map_err(|e| e.to_string()))
             .and_then(|()| self.make_room().map_err(|error| error.to_string()));
-        if let Err(error) = kept {
+        if let Err(error) = saved {
             tracing::warn!(%error, "a compiled plugin could not be cached");
         }
     }
@@ -202,7 +202,7 @@ mod tests {
     }
 
     /// A minimal component, cached.
-    fn kept() -> (tempfile::TempDir, Cache, PathBuf) {
+    fn with_entry() -> (tempfile::TempDir, Cache, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::of(folder.path()).unwrap();
         let component = Component::from_binary(engine(), b"\0asm\x0d\0\x01\0").unwrap();
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn cached_entry_is_found_and_private() {
-        let (folder, cache, path) = kept();
+        let (folder, cache, path) = with_entry();
         assert!(cache.find(engine(), SHA256).is_some());
         assert!(Cache::of(folder.path()).unwrap().find(engine(), SHA256).is_some());
         assert!(cache.find(engine(), &SHA256.replace('e', "f")).is_none());
@@ -230,7 +230,7 @@ mod tests {
             |bytes| bytes.truncate(SEAL_BYTES - 1),
         ];
         for change in changes {
-            let (_folder, cache, path) = kept();
+            let (_folder, cache, path) = with_entry();
             let mut bytes = fs::read(&path).unwrap();
             change(&mut bytes);
             fs::write(&path, bytes).unwrap();
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn entry_is_valid_only_for_its_component_and_key() {
-        let (_folder, cache, path) = kept();
+        let (_folder, cache, path) = with_entry();
         let other = SHA256.replace('e', "f");
         fs::copy(&path, cache.path(engine(), &other)).unwrap();
         assert!(cache.find(engine(), &other).is_none());
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn oldest_entries_are_deleted_when_full() {
-        let (_folder, mut cache, path) = kept();
+        let (_folder, mut cache, path) = with_entry();
         cache.most = fs::metadata(&path).unwrap().len();
         let old = SystemTime::now() - std::time::Duration::from_secs(60);
         File::options().append(true).open(&path).unwrap().set_modified(old).unwrap();

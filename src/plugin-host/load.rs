@@ -405,8 +405,8 @@ fn begin(manifest: &Manifest, template: &Template) -> Result<(), LoadError> {
 
 /// Runs a guest call that never waits: it continues at every tick, and functions that could wait
 /// are available in `inspect` only. So no async runtime is needed.
-fn at_once<T>(asked: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
-    asked.now_or_never().unwrap_or_else(|| Err(wasmtime::format_err!("it waited")))
+fn at_once<T>(future: impl Future<Output = wasmtime::Result<T>>) -> wasmtime::Result<T> {
+    future.now_or_never().unwrap_or_else(|| Err(wasmtime::format_err!("it waited")))
 }
 
 fn check_config(

@@ -77,7 +77,7 @@ pub enum LoadError {
     Unnamed { path: PathBuf, name: String, version: String },
 
     #[error("`{}` is the plugin `{name} {version}`, but the entry requires \
-        `{meant}`", path.display())]
+        `{expected}`", path.display())]
     #[diagnostic(
         code("plugin-not-meant"),
         help(
@@ -85,7 +85,7 @@ pub enum LoadError {
             its entry"
         )
     )]
-    NotMeant { path: PathBuf, name: String, version: String, meant: String },
+    NotMeant { path: PathBuf, name: String, version: String, expected: String },
 
     #[error("`signed-by` of the plugin `{}` has no verifier key at {at}, NAME+HASH+KEY", path.display())]
     #[diagnostic(code("plugin-key-illegal"), help("the signer of the plugin has this key"))]

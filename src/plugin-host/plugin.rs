@@ -127,7 +127,7 @@ impl Plugin {
             Err(_) if template.fail_open => None,
             Err(pause) => return Failure::CircuitOpen(pause).into(),
         };
-        let mut asked =
+        let mut attempt =
             RunningCall { inner: self.inner.clone(), between, admitted, time: time.clone() };
         // A caller without key and session is indistinguishable from the next one; and there is no
         // session before it began.
@@ -146,7 +146,7 @@ impl Plugin {
                 Err(error) => Failure::Trap(error.to_string()).into(),
             },
         };
-        asked.ended(&inspection.verdict);
+        attempt.ended(&inspection.verdict);
         inspection
     }
 }
@@ -225,14 +225,14 @@ impl Inner {
         time: &Time,
     ) -> Inspection {
         let until = time.until();
-        let within = |failure| Inspection::from(failure);
+        let failed = |failure| Inspection::from(failure);
         let template = &self.template;
         let deadline = tokio::time::Instant::from_std(until);
         let permit = template.shares.permit(part, message.payload.len());
         match &self.instances {
             Instances::Fresh(pool) => {
                 let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, permit).await else {
-                    return within(Failure::Queued(template.deadline));
+                    return failed(Failure::Queued(template.deadline));
                 };
                 time.begin(Instant::now());
                 let mut instance = match pool.take() {
@@ -240,7 +240,7 @@ impl Inner {
                         Ok(()) => ready,
                         Err(spent) => {
                             pool.done(ready);
-                            return within(template.spent(spent));
+                            return failed(template.spent(spent));
                         }
                     },
                     None => match template.prepare(until, Some(part)).await {
@@ -261,18 +261,18 @@ impl Inner {
                     Some(party) => {
                         match tokio::time::timeout_at(deadline, sessions.turn(party, part)).await {
                             Ok(Ok(slot)) => Some(slot),
-                            Ok(Err(AllBusy)) => return within(Failure::AllBusy),
-                            Err(_) => return within(Failure::Queued(template.deadline)),
+                            Ok(Err(AllBusy)) => return failed(Failure::AllBusy),
+                            Err(_) => return failed(Failure::Queued(template.deadline)),
                         }
                     }
                 };
                 let Ok(Ok(_permit)) = tokio::time::timeout_at(deadline, permit).await else {
-                    return within(Failure::Queued(template.deadline));
+                    return failed(Failure::Queued(template.deadline));
                 };
                 time.begin(Instant::now());
                 // Taken from the slot, so that dropping this future drops the instance.
                 let mut instance = match slot.as_mut().and_then(|slot| slot.take()) {
-                    Some(kept) => kept,
+                    Some(existing) => existing,
                     None => match template.prepare(until, Some(part)).await {
                         Ok(prepared) => prepared,
                         Err(failure) => return late(failure, time).into(),

@@ -69,8 +69,8 @@ impl Pool {
     pub fn take(&self) -> Option<Prepared> {
         let mut ready = self.ready.lock();
         let taken = ready.all.pop();
-        let left = ready.all.len();
-        ready.least = ready.least.min(left);
+        let remaining = ready.all.len();
+        ready.least = ready.least.min(remaining);
         ready.messages += 1;
         let window = (ready.messages >= SHRINK_WINDOW).then(|| {
             ready.messages = 0;

@@ -275,11 +275,11 @@ mod tests {
     #[test]
     fn inactive_callers_are_removed() {
         let shares = Quotas::of(MIB);
-        let kept = shares.part("kept");
+        let active = shares.part("kept");
         for at in 0..10 * MAX_CALLERS {
             shares.part(&at.to_string());
         }
         assert!(shares.parts.lock().all.len() <= MAX_CALLERS);
-        assert!(Arc::ptr_eq(&kept, &shares.part("kept")));
+        assert!(Arc::ptr_eq(&active, &shares.part("kept")));
     }
 }

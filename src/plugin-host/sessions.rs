@@ -116,8 +116,9 @@ impl Sessions {
         let mut all = self.0.lock();
         let old: Vec<Party> = all
             .iter()
-            .filter(|(_, kept)| {
-                Arc::strong_count(&kept.slot) == 1 && now.duration_since(kept.used) >= IDLE_TIMEOUT
+            .filter(|(_, session)| {
+                Arc::strong_count(&session.slot) == 1
+                    && now.duration_since(session.used) >= IDLE_TIMEOUT
             })
             .map(|(party, _)| party.clone())
             .collect();
@@ -131,12 +132,12 @@ impl Evictable for Sessions {
     fn give(&self, of: Option<&Arc<CallerQuota>>) -> bool {
         let gone = {
             let mut all = self.0.lock();
-            let idle = all.values().filter(|kept| Arc::strong_count(&kept.slot) == 1);
+            let idle = all.values().filter(|session| Arc::strong_count(&session.slot) == 1);
             // Of the principal with the most memory, not of those with little.
-            let most = idle.map(|kept| kept.part.memory().used()).max();
-            Self::evict_idle(&mut all, |_, kept| match of {
-                Some(of) => Arc::ptr_eq(of, &kept.part),
-                None => Some(kept.part.memory().used()) == most,
+            let most = idle.map(|session| session.part.memory().used()).max();
+            Self::evict_idle(&mut all, |_, session| match of {
+                Some(of) => Arc::ptr_eq(of, &session.part),
+                None => Some(session.part.memory().used()) == most,
             })
         };
         gone.is_some()
@@ -164,10 +165,10 @@ mod tests {
             sessions.turn(&party(&format!("p{}", at % 8), at), &part()).await.unwrap();
         }
         sessions.turn(&party("new", 0), &part()).await.unwrap();
-        let kept = sessions.0.lock();
-        assert_eq!(kept.len(), MAX_KEPT);
-        assert!(kept.contains_key(&party("p0", 0)), "at work");
-        assert!(!kept.contains_key(&party("p1", 1)), "idle longest");
+        let entries = sessions.0.lock();
+        assert_eq!(entries.len(), MAX_KEPT);
+        assert!(entries.contains_key(&party("p0", 0)), "at work");
+        assert!(!entries.contains_key(&party("p1", 1)), "idle longest");
         drop(at_work);
     }
 

@@ -60,10 +60,10 @@ impl Signed {
 
     fn parse(text: &str) -> Option<Self> {
         let mut lines = text.strip_suffix('\n')?.split('\n');
-        let known = lines.next() == Some(FORMAT);
+        let has_format = lines.next() == Some(FORMAT);
         let (name, version) = (lines.next()?.to_owned(), lines.next()?.to_owned());
         let sha256 = lines.next()?.strip_prefix("sha256:")?.to_owned();
-        (known && lines.next().is_none()).then_some(Self { name, version, sha256 })
+        (has_format && lines.next().is_none()).then_some(Self { name, version, sha256 })
     }
 
     /// Note with the signatures of these keys. Signatures of other keys on the same content stay.

@@ -136,8 +136,8 @@ impl Template {
         store.set_epoch_deadline(MAX_INLINE_TICKS);
         let twice = message.payload.len().saturating_mul(2);
         store.set_hostcall_fuel(twice.saturating_add(MAX_EXTRA_OUTPUT_BYTES));
-        let asked = world.portcullis_interceptor_guest().call_inspect(&mut *store, message).await;
-        let verdict = match asked {
+        let result = world.portcullis_interceptor_guest().call_inspect(&mut *store, message).await;
+        let verdict = match result {
             Ok(Ok(verdict)) => output::check(verdict, &self.shared.veil).map_err(Failure::Verdict),
             Ok(Err(own)) => Err(Failure::Own(output::excerpt(&store.data().covered(own), 256))),
             Err(error) => Err(self.failure(&error, store.data(), self.deadline)),

@@ -127,8 +127,8 @@ impl Comparison {
         self.tools.entry(any).or_default();
         let key = (server.clone(), name.to_owned());
         if self.tools.len() < TOOLS || self.tools.contains_key(&key) {
-            let known = self.tools.entry(key).or_default();
-            *known = claims.or(*known);
+            let existing = self.tools.entry(key).or_default();
+            *existing = claims.or(*existing);
         }
     }
 

@@ -139,11 +139,11 @@ fn comments_between(text: &str, pretty: &mut String) {
 
 /// A comment of the first text that is missing in the second one.
 fn lost<'a>(before: &'a str, after: &str) -> Option<&'a str> {
-    let mut left = comments(after);
+    let mut remaining = comments(after);
     comments(before).into_iter().find(|comment| {
-        match left.iter().position(|other| other == comment) {
+        match remaining.iter().position(|other| other == comment) {
             Some(at) => {
-                left.swap_remove(at);
+                remaining.swap_remove(at);
                 false
             }
             None => true,

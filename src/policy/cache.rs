@@ -373,21 +373,21 @@ mod tests {
 
     #[test]
     fn long_names_do_not_exhaust_memory() {
-        let kept = empty::<bool>();
+        let cache = empty::<bool>();
         let server: ServerName = "s".parse().unwrap();
         for i in 0..200 {
             let uri = format!("{i}{}", "x".repeat(1 << 20));
             let resource = Resource::Resource { server: &server, uri: &uri };
             let subject = CachedSubject::of(&Subject::Server(&server));
-            kept.insert(RequestKey::of(subject, Action::ReadResource, &resource).key(), true);
+            cache.insert(RequestKey::of(subject, Action::ReadResource, &resource).key(), true);
         }
-        assert!(kept.weight() <= CAPACITY);
-        assert!(kept.len() < 16, "{}", kept.len());
+        assert!(cache.weight() <= CAPACITY);
+        assert!(cache.len() < 16, "{}", cache.len());
     }
 
     #[test]
     fn hash_collision_shares_no_result() {
-        let kept = empty::<bool>();
+        let cache = empty::<bool>();
         let [ci, other]: [PrincipalKind; 2] =
             ["ci", "other"].map(|name| PrincipalKind::Client(name.parse().unwrap()));
         let bots: [Group; 1] = ["bots".parse().unwrap()];
@@ -403,11 +403,11 @@ mod tests {
             RequestKey::of(CachedSubject { hash: 1, party }, Action::Connect, &Resource::Proxy)
         };
         for (at, party) in parties.into_iter().enumerate() {
-            assert_eq!(kept.get(&request_key(party)), None, "{party:?}");
-            kept.insert(request_key(party).key(), at.is_multiple_of(2));
+            assert_eq!(cache.get(&request_key(party)), None, "{party:?}");
+            cache.insert(request_key(party).key(), at.is_multiple_of(2));
         }
         for (at, party) in parties.into_iter().enumerate() {
-            assert_eq!(kept.get(&request_key(party)), Some(at.is_multiple_of(2)), "{party:?}");
+            assert_eq!(cache.get(&request_key(party)), Some(at.is_multiple_of(2)), "{party:?}");
         }
     }
 }

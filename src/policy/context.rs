@@ -101,10 +101,10 @@ impl Calls {
         reads: ContextUsage,
     ) -> Result<(CoreRequest, Entities), RequestError> {
         let context = self.context(&request.circumstances, input, reads)?;
-        let asked = CoreRequest::new_unchecked(subject, action, resource, Some(context));
+        let cedar_request = CoreRequest::new_unchecked(subject, action, resource, Some(context));
         let entities = entities.cloned().unwrap_or_default();
         if !reads.has(ContextUsage::ARGUMENTS) {
-            return Ok((asked, entities));
+            return Ok((cedar_request, entities));
         }
         let shown = self.arguments(request, reads)?;
         // They have no ancestors, so the ancestors of the others need not be computed again.
@@ -116,7 +116,7 @@ impl Calls {
                 Extensions::all_available(),
             )
             .map_err(|_| RequestError::SchemaMismatch("set of entities"))?;
-        Ok((asked, entities))
+        Ok((cedar_request, entities))
     }
 
     fn context(
@@ -171,8 +171,8 @@ impl Calls {
     }
 
     fn address(&self, address: IpAddr) -> Result<Value, RequestError> {
-        if let Some(kept) = self.addresses.get(&address) {
-            return Ok(kept);
+        if let Some(cached) = self.addresses.get(&address) {
+            return Ok(cached);
         }
         let created = call(self.ip, &[Value::from(address.to_string())])?;
         self.addresses.insert(address, created.clone());
@@ -227,13 +227,13 @@ impl Calls {
 
 impl CallEntity {
     fn with(&self, attributes: Vec<(SmolStr, Value)>, tags: Vec<(SmolStr, Value)>) -> Arc<Entity> {
-        let whole = |(name, value)| (name, PartialValue::Value(value));
+        let concrete = |(name, value)| (name, PartialValue::Value(value));
         Arc::new(Entity::new_with_attr_partial_value(
             self.uid.clone(),
-            attributes.into_iter().map(whole),
+            attributes.into_iter().map(concrete),
             HashSet::new(),
             HashSet::new(),
-            tags.into_iter().map(whole),
+            tags.into_iter().map(concrete),
         ))
     }
 }
@@ -271,9 +271,9 @@ impl Clock {
     fn at(&self, time: Timestamp) -> Result<Value, RequestError> {
         let time = time.as_millisecond();
         let (second, millis) = (time.div_euclid(1000), time.rem_euclid(1000));
-        let kept = self.second.load();
-        let began = match &*kept {
-            Some(kept) if kept.0 == second => kept.1.clone(),
+        let cached = self.second.load();
+        let began = match &*cached {
+            Some(cached) if cached.0 == second => cached.1.clone(),
             _ => {
                 let time = Timestamp::from_second(second);
                 let time = time.map_err(|_| RequestError::SchemaMismatch("time"))?;

@@ -54,25 +54,25 @@ impl Start<'_> {
         let host_port = url.map(destination);
         let shown_host = host_port.as_ref().map(|(host, port)| format!("{host}:{port}"));
         let shown = shown_host.unwrap_or_else(|| program.name.clone());
-        let mut asked = vec![(Action::Launch, Resource::Program(program), shown)];
+        let mut requests = vec![(Action::Launch, Resource::Program(program), shown)];
         if let Some((host, port)) = &host_port {
             let resource = Resource::Host { name: host, port: *port };
-            asked.push((Action::Egress, resource, format!("{host}:{port}")));
+            requests.push((Action::Egress, resource, format!("{host}:{port}")));
         }
         for &LaunchSecret { name, source, delivery, client } in secrets {
             let holder = Holder::Server(server);
             let resource = Resource::Secret { holder, name, source, delivery, client };
-            asked.push((Action::DeliverSecret, resource, name.to_owned()));
+            requests.push((Action::DeliverSecret, resource, name.to_owned()));
         }
-        each(asked)
+        each(requests)
     }
 }
 
 impl Engine {
     /// Decides all parts of a launch. It is permitted if each part [is](Outcome::permits_alone).
     pub fn decide_start(&self, start: &Start<'_>) -> Vec<Part> {
-        start.parts(|asked| {
-            let decided = asked.into_iter().map(|(action, resource, target)| {
+        start.parts(|requests| {
+            let decided = requests.into_iter().map(|(action, resource, target)| {
                 let outcome = self.decide_own(Subject::Server(start.server), action, resource);
                 Part { action, target, outcome }
             });
@@ -84,8 +84,8 @@ impl Engine {
     /// whatever its conditions are. With them, the launch is permitted unless a policy forbids it.
     pub fn missing_permits(&self, start: &Start<'_>) -> Vec<String> {
         let server = start.server;
-        start.parts(|asked| {
-            let missing = asked.into_iter().filter_map(|(action, resource, _)| {
+        start.parts(|requests| {
+            let missing = requests.into_iter().filter_map(|(action, resource, _)| {
                 if self.has_permit(Subject::Server(server), action, resource) {
                     return None;
                 }

@@ -275,7 +275,7 @@ impl Loaded {
     }
 
     /// A warning for every mention of an unknown server, or of an item of one.
-    pub(super) fn unknown_servers(&self, known: &[&ServerName]) -> Vec<Finding> {
+    pub(super) fn unknown_servers(&self, configured: &[&ServerName]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for policy in self.policies.policies() {
             let Some(policy_span) = self.spans.get(policy.id()) else { continue };
@@ -288,10 +288,10 @@ impl Loaded {
                     }
                     _ => continue,
                 };
-                if known.iter().any(|server| server.as_str() == name) {
+                if configured.iter().any(|server| server.as_str() == name) {
                     continue;
                 }
-                let near = known
+                let near = configured
                     .iter()
                     .map(|server| (strsim::damerau_levenshtein(server.as_str(), name), server))
                     .min()
@@ -308,7 +308,7 @@ impl Loaded {
             }
         }
         for (server, file) in self.ground.vocabulary.typed().files() {
-            if !known.contains(&server) {
+            if !configured.contains(&server) {
                 let message = format!(
                     "{} is about `{server}`, and the config has no such server",
                     file.display()
@@ -357,8 +357,8 @@ fn tag_of(finding: &Finding) -> Option<String> {
         let rest = written.strip_prefix(of)?.strip_prefix('.')?;
         let end = rest.find(|char: char| !char.is_alphanumeric() && char != '_');
         let name = rest.get(..end.unwrap_or(rest.len())).filter(|name| !name.is_empty())?;
-        let known = *of == "context.args" && ["keys", "leaves", "size"].contains(&name);
-        (!known).then(|| {
+        let is_allowed = *of == "context.args" && ["keys", "leaves", "size"].contains(&name);
+        (!is_allowed).then(|| {
             format!(
                 "arguments are tags by their JSON pointers: \
                  `{of}.hasTag(\"/{name}\") && {of}.getTag(\"/{name}\")`"

@@ -245,14 +245,14 @@ fn value(text: &str) -> Option<(bool, String, i64)> {
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
     let digits = format!("{whole}{fraction}");
     let digits = digits.trim_start_matches('0');
-    let kept = digits.trim_end_matches('0');
-    if kept.is_empty() {
+    let significant = digits.trim_end_matches('0');
+    if significant.is_empty() {
         return Some((false, String::new(), 0));
     }
-    let zeros = i64::try_from(digits.len() - kept.len()).ok()?;
+    let zeros = i64::try_from(digits.len() - significant.len()).ok()?;
     let places = i64::try_from(fraction.len()).ok()?;
     let exponent = exponent.parse::<i64>().ok()?.checked_add(zeros)?.checked_sub(places)?;
-    Some((negative, kept.to_owned(), exponent))
+    Some((negative, significant.to_owned(), exponent))
 }
 
 /// Canonical text of a number: `50`, `50.0` and `5e1` are all `50`. Plain decimal without exponent.

@@ -82,15 +82,15 @@ impl Obligations {
 
     /// Names of the annotations that require something of a permitted message.
     pub fn annotations(&self) -> Vec<&'static str> {
-        let asked = [
+        let requested = [
             !self.redact.is_empty(),
             self.approve.is_some(),
             self.rate.is_some(),
             self.note.is_some(),
             !self.labels.is_empty(),
         ];
-        let names = Self::OF_PERMITS.into_iter().zip(asked);
-        names.filter_map(|(name, asked)| asked.then_some(name)).collect()
+        let names = Self::OF_PERMITS.into_iter().zip(requested);
+        names.filter_map(|(name, requested)| requested.then_some(name)).collect()
     }
 
     /// Adds an annotation.

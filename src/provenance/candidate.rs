@@ -152,18 +152,18 @@ struct Stamp {
 /// Bundle that a layer with this content and its annotations represent; `None` without a
 /// certificate and an entry.
 fn beside(layer: &Descriptor, content: Value) -> Result<Option<Bundle>, Rejection> {
-    let said = |key: &str| layer.annotations.get(key).filter(|text| !text.is_empty());
+    let annotation = |key: &str| layer.annotations.get(key).filter(|text| !text.is_empty());
     let json = |text: &String| parsed(text.as_bytes());
     let wrong = |what: &'static str| move |()| unread(&format!("its `{what}` is invalid"));
-    let leaf = said(CERTIFICATE);
-    let logged = said(LOGGED).map(json).transpose()?;
+    let leaf = annotation(CERTIFICATE);
+    let logged = annotation(LOGGED).map(json).transpose()?;
     if leaf.is_none() && logged.is_none() {
         return Ok(None);
     }
     let mut material = json!({});
     match leaf {
         Some(leaf) => {
-            let pem = [leaf.as_str(), said(CHAIN).map_or("", String::as_str)].concat();
+            let pem = [leaf.as_str(), annotation(CHAIN).map_or("", String::as_str)].concat();
             let all: Vec<Value> = certificates(&pem)?
                 .iter()
                 .map(|one| json!({ "rawBytes": one.to_base64() }))
@@ -188,7 +188,7 @@ fn beside(layer: &Descriptor, content: Value) -> Result<Option<Bundle>, Rejectio
             "canonicalizedBody": payload.body,
         }]);
     }
-    if let Some(stamp) = said(TIMESTAMP).map(json).transpose()? {
+    if let Some(stamp) = annotation(TIMESTAMP).map(json).transpose()? {
         let Stamp { signed } = serde_json::from_value(stamp).map_err(|_| wrong(TIMESTAMP)(()))?;
         let stamps = json!({ "rfc3161Timestamps": [{ "signedTimestamp": signed }] });
         material["timestampVerificationData"] = stamps;

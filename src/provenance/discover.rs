@@ -84,22 +84,22 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// Searches for at most this time.
-    async fn run_within(self, within: Duration) -> Result<Provenance, Error> {
-        tokio::time::timeout(within, self.run()).await.map_err(|_| Error::Late)?
+    async fn run_within(self, limit: Duration) -> Result<Provenance, Error> {
+        tokio::time::timeout(limit, self.run()).await.map_err(|_| Error::Late)?
     }
 
     async fn run(mut self) -> Result<Provenance, Error> {
         let manifests = self.manifests().await?;
-        let left =
+        let remaining =
             Mutex::new(SearchBudget { layers: MAX_LAYERS, bytes: MAX_TOTAL_BYTES, over: false });
-        let left = || left.lock().unwrap_or_else(PoisonError::into_inner);
+        let remaining = || remaining.lock().unwrap_or_else(PoisonError::into_inner);
         for at in manifests {
-            left().over = false;
+            remaining().over = false;
             let wanted =
-                |layer: &Descriptor| is_layer(&layer.media_type) && left().take(layer.size);
+                |layer: &Descriptor| is_layer(&layer.media_type) && remaining().take(layer.size);
             let pulled = self.client.pull(&self.repository.pinned(at), wanted).await;
             let Some((pulled, blobs)) = self.had(Some(at), pulled)? else { continue };
-            if left().over {
+            if remaining().over {
                 self.reject(Some(at), Rejection::TooMuch("its layers"));
             } else if blobs.is_empty() {
                 let kind = words(pulled.manifest.artifact_type());

@@ -85,30 +85,30 @@ impl MountPolicy {
     /// # Errors
     /// Why the source is refused, and the remedy.
     pub fn check(&self, mount: &Mount) -> Result<PathBuf, LaunchFailure> {
-        let given = &mount.source;
-        if given.as_os_str().as_bytes().starts_with(b"-") || !given.is_absolute() {
+        let requested = &mount.source;
+        if requested.as_os_str().as_bytes().starts_with(b"-") || !requested.is_absolute() {
             return Err(failure(
-                format!("the mount source {} is not an absolute path", given.display()),
+                format!("the mount source {} is not an absolute path", requested.display()),
                 "write the folder's whole path, or one relative to the config file",
             ));
         }
-        let source = fs::canonicalize(given).map_err(|error| {
+        let source = fs::canonicalize(requested).map_err(|error| {
             let why = match error.kind() {
                 io::ErrorKind::NotFound => "does not exist".to_owned(),
                 _ => format!("cannot be read: {error}"),
             };
             failure(
-                format!("the mount source {} {why}", given.display()),
+                format!("the mount source {} {why}", requested.display()),
                 "make the folder, or correct the path in `mounts`",
             )
         })?;
         // Also by the name as written, which may be a link to another folder.
-        let refused = match credentials_in(given) {
+        let refused = match credentials_in(requested) {
             Some(name) => Some((format!("`{name}` holds credentials"), ONLY_WHAT_IT_NEEDS)),
             None => self.refused(&source, mount.writable),
         };
         let Some((why, remedy)) = refused else { return Ok(source) };
-        Err(refusal(given, &source, &why, remedy))
+        Err(refusal(requested, &source, &why, remedy))
     }
 
     /// Reason and remedy if a source with resolved links is refused.
@@ -211,10 +211,13 @@ fn credentials_in(path: &Path) -> Option<&'static str> {
     })
 }
 
-fn refusal(given: &Path, source: &Path, why: &str, remedy: &str) -> LaunchFailure {
-    let resolved =
-        if source == given { String::new() } else { format!(" (which is {})", source.display()) };
-    failure(format!("{}{resolved} may not be mounted: {why}", given.display()), remedy)
+fn refusal(requested: &Path, source: &Path, why: &str, remedy: &str) -> LaunchFailure {
+    let resolved = if source == requested {
+        String::new()
+    } else {
+        format!(" (which is {})", source.display())
+    };
+    failure(format!("{}{resolved} may not be mounted: {why}", requested.display()), remedy)
 }
 
 fn failure(what: String, remedy: &str) -> LaunchFailure {

@@ -28,8 +28,8 @@ impl ResolvedPath {
             let parts = path.components().rev().map(|part| part.as_os_str().to_owned());
             parts.collect::<Vec<_>>()
         };
-        let mut left = parts(path);
-        while let Some(part) = left.pop() {
+        let mut pending = parts(path);
+        while let Some(part) = pending.pop() {
             match Path::new(&part).components().next() {
                 Some(Component::RootDir) => at = PathBuf::from("/"),
                 Some(Component::ParentDir) => {
@@ -42,7 +42,7 @@ impl ResolvedPath {
                         Ok(target) if links < MAX_LINKS => {
                             links += 1;
                             turns.push(next);
-                            left.extend(parts(&target));
+                            pending.extend(parts(&target));
                         }
                         _ => at = next,
                     }
@@ -68,8 +68,8 @@ pub(crate) struct PathChain(Vec<(PathBuf, Option<(u64, u64)>)>);
 
 impl PathChain {
     pub(crate) fn of(path: &Path) -> Self {
-        let known = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
-        Self(path.ancestors().map(|path| (path.to_owned(), known(path))).collect())
+        let identity = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+        Self(path.ancestors().map(|path| (path.to_owned(), identity(path))).collect())
     }
 
     /// Relation of this path to the target of an absolute path. A path that contains a link, or a
@@ -85,8 +85,8 @@ impl PathChain {
     }
 
     fn overlap(&self, target: &Self) -> Option<Overlap> {
-        let same = |(one, known): &(PathBuf, Option<_>), (other, too): &(PathBuf, Option<_>)| {
-            one == other || (known.is_some() && known == too)
+        let same = |(one, identity): &(PathBuf, Option<_>), (other, too): &(PathBuf, Option<_>)| {
+            one == other || (identity.is_some() && identity == too)
         };
         let (source, above_source) = self.0.split_first()?;
         let (target, above_target) = target.0.split_first()?;

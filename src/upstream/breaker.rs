@@ -86,7 +86,7 @@ impl Breaker {
     pub fn tried(&self) -> CallError {
         CallError::CircuitOpen {
             why: "it kept ending soon after its start, and another call tries it".into(),
-            left: RETRY_INTERVAL,
+            remaining: RETRY_INTERVAL,
         }
     }
 }

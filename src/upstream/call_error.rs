@@ -26,7 +26,7 @@ pub enum CallError {
     Misbehaved(String),
     /// The circuit is open, or another call has the trial permit.
     #[error("{why}")]
-    CircuitOpen { why: String, left: Duration },
+    CircuitOpen { why: String, remaining: Duration },
     /// The start could not be recorded in the audit log, so the server was not started.
     #[error("the audit log cannot record its start: {0}")]
     Unrecorded(String),
@@ -72,12 +72,13 @@ impl CallError {
             Self::Overloaded { what, .. } => {
                 (Code::ServerOverloaded, format!("server `{server}` has too many {what}"))
             }
-            Self::CircuitOpen { left, .. } => {
+            Self::CircuitOpen { remaining, .. } => {
                 let message = format!(
                     "server `{server}` is crashing repeatedly; circuit open, retry in {} ms",
-                    left.as_millis()
+                    remaining.as_millis()
                 );
-                let refusal = Refusal::new(Code::ServerCircuitOpen, message).retry_after(*left);
+                let refusal =
+                    Refusal::new(Code::ServerCircuitOpen, message).retry_after(*remaining);
                 return refusal.detail(self.to_string());
             }
             Self::NoSecret { key, place, .. } => {

@@ -17,7 +17,7 @@ pub struct Deadline {
 #[derive(Debug)]
 struct State {
     /// Time left at the last pause.
-    left: Duration,
+    remaining: Duration,
     /// Time since which the clock runs; `None` during a pause.
     since: Option<Instant>,
     /// Number of pauses in effect.
@@ -36,8 +36,8 @@ impl Deadline {
     }
 
     fn of(limit: Option<Duration>) -> Self {
-        let left = limit.unwrap_or_default();
-        let state = State { left, since: Some(Instant::now()), paused: 0 };
+        let remaining = limit.unwrap_or_default();
+        let state = State { remaining, since: Some(Instant::now()), paused: 0 };
         Self { limit, state: Arc::new(watch::Sender::new(state)) }
     }
 
@@ -47,7 +47,7 @@ impl Deadline {
         self.state.send_modify(|state| {
             state.paused += 1;
             if let Some(since) = state.since.take() {
-                state.left = state.left.saturating_sub(since.elapsed());
+                state.remaining = state.remaining.saturating_sub(since.elapsed());
             }
         });
         PauseGuard(self.clone())
@@ -62,7 +62,7 @@ impl Deadline {
         loop {
             let due = {
                 let state = state.borrow_and_update();
-                state.since.map(|since| since.checked_add(state.left))
+                state.since.map(|since| since.checked_add(state.remaining))
             };
             // A deadline beyond the range of the clock never passes.
             let over = async {
@@ -146,8 +146,8 @@ mod tests {
     async fn remaining_time_survives_a_pause() {
         let clock = Deadline::new(Duration::from_secs(3_600));
         drop(clock.pause());
-        let left = clock.state.borrow().left;
-        assert!(left > Duration::from_secs(3_000) && left < Duration::from_secs(3_600));
+        let remaining = clock.state.borrow().remaining;
+        assert!(remaining > Duration::from_secs(3_000) && remaining < Duration::from_secs(3_600));
     }
 
     #[tokio::test]

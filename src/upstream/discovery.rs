@@ -308,7 +308,7 @@ async fn fetch(
 ) -> Result<List, CallError> {
     let mut gathered =
         Collected { offer, modern: handshake.revision.is_modern(), ..Collected::default() };
-    let mut left = bytes;
+    let mut remaining = bytes;
     let mut cursor: Option<Value> = None;
     for _ in 0..MOST_PAGES {
         let mut params = json!({});
@@ -328,11 +328,11 @@ async fn fetch(
             }
         };
         // Items are slices of their page, which stays in memory with them.
-        let Some(rest) = left.checked_sub(result.len()) else {
+        let Some(rest) = remaining.checked_sub(result.len()) else {
             gathered.list.notices.add(format!("the list is cut off at {bytes} bytes"));
             break;
         };
-        left = rest;
+        remaining = rest;
         grow(Weight::of(&result)).await;
         let next = gathered.page(server, result)?;
         if gathered.list.items.len() > MOST_ITEMS {
@@ -477,17 +477,17 @@ mod tests {
         let second = r#"{"_meta":{"b":2},"tools":[{"name":"b"}],"ttlMs":70,"y":1}"#;
         let third = r#"{"tools":[],"ttlMs":800,"inputRequests":{},"requestState":""}"#;
         let members = |modern, pages: &[&'static str]| gathered(modern, pages).members.unwrap();
-        let kept = members(true, &[first]);
-        assert_eq!(kept.text, r#"{"_meta":{"a":1.0},"ttlMs":900,"x": 50.00}"#);
-        assert_eq!((kept.modern, kept.ttl_ms), (true, 900));
-        let kept = members(true, &[first, second, third]);
-        assert_eq!(kept.text, r#"{"_meta":{"a":1.0},"ttlMs":70,"x": 50.00}"#);
-        assert_eq!(kept.ttl_ms, 70);
+        let merged = members(true, &[first]);
+        assert_eq!(merged.text, r#"{"_meta":{"a":1.0},"ttlMs":900,"x": 50.00}"#);
+        assert_eq!((merged.modern, merged.ttl_ms), (true, 900));
+        let merged = members(true, &[first, second, third]);
+        assert_eq!(merged.text, r#"{"_meta":{"a":1.0},"ttlMs":70,"x": 50.00}"#);
+        assert_eq!(merged.ttl_ms, 70);
         assert_eq!(members(true, &[third]).text, r#"{"ttlMs":800}"#);
         // Earlier revisions have no such member, so it means nothing there.
-        let kept = members(false, &[first, second]);
-        assert_eq!((kept.modern, kept.ttl_ms), (false, 0));
-        assert!(may_have(&kept.text, "900"));
+        let merged = members(false, &[first, second]);
+        assert_eq!((merged.modern, merged.ttl_ms), (false, 0));
+        assert!(may_have(&merged.text, "900"));
         for bad in [r#"{"tools":[],"ttlMs":-1}"#, r#"{"tools":[],"ttlMs":"1"}"#, r#"{"tools":[]}"#]
         {
             assert_eq!(members(true, &[bad]).ttl_ms, 0, "{bad}");
@@ -541,16 +541,16 @@ mod tests {
     /// A server whose list never ends, with pages of `page` bytes, or that never answers.
     struct ListFetcher {
         page: Option<usize>,
-        asked: AtomicU64,
+        requests: AtomicU64,
     }
 
     #[async_trait::async_trait]
     impl ServerTransport for ListFetcher {
         async fn call(&self, _: Call) -> Result<Reply, CallError> {
-            let asked = self.asked.fetch_add(1, Ordering::SeqCst);
+            let requests = self.requests.fetch_add(1, Ordering::SeqCst);
             let Some(bytes) = self.page else { return std::future::pending().await };
-            let item = json!({ "name": asked.to_string(), "x": "x".repeat(bytes) });
-            let page = json!({ "tools": [item], "nextCursor": asked.to_string() });
+            let item = json!({ "name": requests.to_string(), "x": "x".repeat(bytes) });
+            let page = json!({ "tools": [item], "nextCursor": requests.to_string() });
             Ok(Reply::Result(page.to_string().into()))
         }
 
@@ -574,7 +574,7 @@ mod tests {
 
     #[tokio::test]
     async fn endless_list_is_cut_off() {
-        let link = ListFetcher { page: Some(1_000), asked: AtomicU64::new(0) };
+        let link = ListFetcher { page: Some(1_000), requests: AtomicU64::new(0) };
         let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
         let items = definitions
             .items(ListKind::Tools, &server, &handshake(), &link, 10_000, Duration::from_secs(9))
@@ -585,7 +585,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_callers_share_the_failure_of_a_list() {
-        let link = ListFetcher { page: None, asked: AtomicU64::new(0) };
+        let link = ListFetcher { page: None, requests: AtomicU64::new(0) };
         let (definitions, server) = (Definitions::default(), "s".parse().unwrap());
         let (handshake, deadline) = (handshake(), Duration::from_millis(50));
         let waiting = (0..20)
@@ -596,6 +596,6 @@ mod tests {
         let second =
             definitions.items(ListKind::Tools, &server, &handshake, &link, 1, deadline).await;
         assert_eq!(second.unwrap_err(), CallError::Timeout(deadline));
-        assert_eq!(link.asked.load(Ordering::SeqCst), 1);
+        assert_eq!(link.requests.load(Ordering::SeqCst), 1);
     }
 }

@@ -154,8 +154,8 @@ impl DiscoveryCache {
             self.lists[offer as usize].write().get_or_insert(Items::new(list));
         }
         let words = Payload::new(Bytes::from(written.greeting.get().to_owned()));
-        let mut known = self.handshake.write();
-        known.get_or_insert_with(|| Arc::new(Handshake { revision, words }));
+        let mut stored = self.handshake.write();
+        stored.get_or_insert_with(|| Arc::new(Handshake { revision, words }));
     }
 
     async fn write_file(&self) {

@@ -297,14 +297,14 @@ mod tests {
     async fn silent() -> (String, watch::Receiver<usize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
-        let (came, count) = watch::channel(0);
+        let (arrivals, count) = watch::channel(0);
         tokio::spawn(async move {
             while let Ok((mut connection, _)) = listener.accept().await {
-                let came = came.clone();
+                let arrivals = arrivals.clone();
                 tokio::spawn(async move {
                     let mut bytes = [0; 4096];
                     while let Ok(1..) = connection.read(&mut bytes).await {
-                        came.send_modify(|count| *count += 1);
+                        arrivals.send_modify(|count| *count += 1);
                     }
                 });
             }
@@ -331,7 +331,7 @@ mod tests {
 
         // No signature is known, and the registry is not queried again for a while.
         assert_eq!(of().await, SignedBy::default());
-        asked(&mut count, 1).await;
+        wait_for_requests(&mut count, 1).await;
         assert_eq!(of().await, SignedBy::default());
         assert_eq!(*count.borrow(), 1);
 
@@ -345,7 +345,7 @@ mod tests {
         );
         signatures.cache.rest(repository.clone(), Duration::ZERO);
         assert_eq!(of().await.signers, ["a"]);
-        asked(&mut count, 2).await;
+        wait_for_requests(&mut count, 2).await;
         assert_eq!(of().await.signers, ["a"]);
         assert_eq!(*count.borrow(), 2);
 
@@ -356,13 +356,14 @@ mod tests {
         assert_eq!(*count.borrow(), 2);
         signatures.refused(&image);
         assert_eq!(of().await.signers, ["a"]);
-        asked(&mut count, 3).await;
+        wait_for_requests(&mut count, 3).await;
     }
 
     /// Waits until `times` requests have arrived.
-    async fn asked(count: &mut watch::Receiver<usize>, times: usize) {
-        let came = count.wait_for(|count| *count >= times);
-        let came = tokio::time::timeout(Duration::from_secs(30), came).await.unwrap().unwrap();
-        assert_eq!(*came, times);
+    async fn wait_for_requests(count: &mut watch::Receiver<usize>, times: usize) {
+        let arrivals = count.wait_for(|count| *count >= times);
+        let arrivals =
+            tokio::time::timeout(Duration::from_secs(30), arrivals).await.unwrap().unwrap();
+        assert_eq!(*arrivals, times);
     }
 }

@@ -245,7 +245,7 @@ impl Images {
                 Some(id) => Ok(ResolvedImage::Id(id)),
                 None => Err(failed(
                     format!("the image `{name}` names no registry, and is not on this engine"),
-                    format!("build it; if Docker Hub's is meant, write `{}`", whole(name)),
+                    format!("build it; if Docker Hub's is meant, write `{}`", full_name(name)),
                 )),
             };
         }
@@ -564,7 +564,7 @@ fn reference(name: &str) -> Result<Reference, ImageError> {
         .map_err(|error| failed(format!("`{name}` is not an image name: {error}"), NAMES))
 }
 
-fn whole(name: &str) -> String {
+fn full_name(name: &str) -> String {
     Reference::of_image(name).map_or_else(|_| name.to_owned(), |reference| reference.to_string())
 }
 

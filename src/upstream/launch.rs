@@ -210,7 +210,7 @@ impl Starter {
         warm_process: Option<SpawnedProcess>,
     ) -> Result<Running, CallError> {
         // A dedicated instance does not repeat the probe after a handshake in the legacy era.
-        let known = self.known_legacy.load(Ordering::Relaxed)
+        let known_legacy = self.known_legacy.load(Ordering::Relaxed)
             || match *self.server.eras.read() {
                 Some(Eras::Legacy) => self.owner.is_some() || self.serves_legacy,
                 Some(Eras::Both) => self.is_for_legacy(),
@@ -220,10 +220,10 @@ impl Starter {
         let approach = match self.server.settings.era {
             Era::Legacy => Approach::Legacy,
             Era::Modern => Approach::Modern,
-            Era::Auto if known && both => {
+            Era::Auto if known_legacy && both => {
                 return self.start_legacy_first(launch, warm_process).await;
             }
-            Era::Auto if known => Approach::Legacy,
+            Era::Auto if known_legacy => Approach::Legacy,
             Era::Auto => Approach::ModernFirst,
         };
         let probe = approach == Approach::ModernFirst;
@@ -307,17 +307,6 @@ impl Starter {
             (line.link, line.cleared, line.secrets, outcome) =
                 (older, cleared, secrets, Ok(handshake));
         }
-        let ConnectedProcess {
-            link,
-            process,
-            exit,
-            placement,
-            origin,
-            cleared,
-            secrets,
-            secret_history,
-            folder,
-        } = line;
         match outcome {
             Ok(handshake) => {
                 let handshake = Arc::new(handshake);
@@ -330,32 +319,33 @@ impl Starter {
                 let (number, since) = (NUMBERS.fetch_add(1, Ordering::Relaxed), Instant::now());
                 Ok(Running {
                     number,
-                    link,
+                    link: line.link,
                     sink,
                     listening: Mutex::default(),
                     handshake,
                     definitions,
-                    process,
-                    exit,
-                    placement,
-                    origin,
+                    process: line.process,
+                    exit: line.exit,
+                    placement: line.placement,
+                    origin: line.origin,
                     since,
                     level: Mutex::default(),
-                    cleared,
-                    first: secrets.clone(),
-                    secret_history,
-                    secrets: Mutex::new(secrets),
-                    folder,
+                    cleared: line.cleared,
+                    first: line.secrets.clone(),
+                    secret_history: line.secret_history,
+                    secrets: Mutex::new(line.secrets),
+                    folder: line.folder,
                     calls: TaskTracker::new(),
                     revoked: SetOnce::new(),
                 })
             }
             Err(failure) => {
-                let died = link.dead().is_some();
-                if let Some(process) = &process {
+                let died = line.link.dead().is_some();
+                if let Some(process) = &line.process {
                     end(process.as_ref(), Duration::ZERO).await;
                 }
-                let failure = if died { self.server.with_exit(failure, &exit) } else { failure };
+                let failure =
+                    if died { self.server.with_exit(failure, &line.exit) } else { failure };
                 Err((failure, died))
             }
         }
@@ -404,40 +394,30 @@ impl Starter {
                     Arc::new(Http::new(url, headers, launcher.caps, sink.clone())?)
                 }
             };
-            let (placement, exit) = (Placement::Remote { url: origin(url) }, Arc::default());
-            let origin = Origin::default();
-            let (process, folder, secrets) = (None, None, prepared.secrets);
-            let secret_history = SecretHistory::new(secrets.clone());
             return Ok(ConnectedProcess {
                 link,
-                process,
-                exit,
-                placement,
-                origin,
+                process: None,
+                exit: Arc::default(),
+                placement: Placement::Remote { url: origin(url) },
+                origin: Origin::default(),
                 cleared,
-                secrets,
-                secret_history,
-                folder,
+                secret_history: SecretHistory::new(prepared.secrets.clone()),
+                secrets: prepared.secrets,
+                folder: None,
             });
         }
-        let begun = self.begin(launch, warm_process).await?;
-        let SpawnedProcess {
-            stdin, stdout, handle, exit, placement, origin, cleared, secrets, ..
-        } = begun;
-        let SpawnedProcess { secret_history, folder, .. } = begun;
-        let (link, process) =
-            (StdioTransport::new(stdin, stdout, launcher.caps, sink.clone()), Some(handle));
-        let link = Arc::new(link);
+        let spawned = self.begin(launch, warm_process).await?;
+        let link = StdioTransport::new(spawned.stdin, spawned.stdout, launcher.caps, sink.clone());
         Ok(ConnectedProcess {
-            link,
-            process,
-            exit,
-            placement,
-            origin,
-            cleared,
-            secrets,
-            secret_history,
-            folder,
+            link: Arc::new(link),
+            process: Some(spawned.handle),
+            exit: spawned.exit,
+            placement: spawned.placement,
+            origin: spawned.origin,
+            cleared: spawned.cleared,
+            secrets: spawned.secrets,
+            secret_history: spawned.secret_history,
+            folder: spawned.folder,
         })
     }
 

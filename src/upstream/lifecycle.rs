@@ -112,9 +112,9 @@ impl Transition<'_> {
         let cooldown = match &*self.state {
             State::Closed => return Err(CallError::Unavailable("it was ended for good".into())),
             State::CircuitOpen { until, why } => {
-                let left = until.saturating_duration_since(Instant::now());
-                if !left.is_zero() {
-                    return Err(CallError::CircuitOpen { why: why.clone(), left });
+                let remaining = until.saturating_duration_since(Instant::now());
+                if !remaining.is_zero() {
+                    return Err(CallError::CircuitOpen { why: why.clone(), remaining });
                 }
                 Cooldown::new(START_BACKOFF)
             }

@@ -270,14 +270,14 @@ impl Multiplexer {
     /// Keeps the progress token of a call that was answered with a task.
     pub fn answered(&self, id: u64, original_ids: &OriginalIds, reply: &Reply) {
         if let Reply::Result(result) = reply
-            && let Some(kept) = original_ids.copied(TASK_BYTES)
+            && let Some(original_id) = original_ids.copied(TASK_BYTES)
             && begins_task(result)
         {
             let mut tasks = self.tasks.lock();
             if tasks.len() == TASKS {
                 tasks.pop_front();
             }
-            tasks.push_back((id, kept));
+            tasks.push_back((id, original_id));
         }
     }
 

@@ -84,8 +84,8 @@ impl Orphans {
             let removed = sandbox::remove_group(&group, end);
             failed.extend(removed.err().map(|why| (group.display().to_string(), why)));
         }
-        for left in &mut all {
-            left.error = failed.remove(&left.name);
+        for orphan in &mut all {
+            orphan.error = failed.remove(&orphan.name);
         }
         all
     }

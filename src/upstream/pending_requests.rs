@@ -97,12 +97,12 @@ mod tests {
 
     #[tokio::test]
     async fn only_awaited_responses_are_delivered() {
-        let asked = PendingServerRequests::default();
+        let pending = PendingServerRequests::default();
         let (sent, mut received) = mpsc::unbounded_channel();
         let on =
             |stream, id: u64| {
                 let sent = sent.clone();
-                asked.register(stream, &Id::from(id), move |text| async move {
+                pending.register(stream, &Id::from(id), move |text| async move {
                     sent.send(text).unwrap()
                 })
             };
@@ -116,29 +116,29 @@ mod tests {
 
         let mut third = register(3).unwrap();
         for params in [&br#"{"requestId":"3"}"#[..], b"{}", b"[", br#"{"requestId":{}}"#] {
-            asked.take_back(None, Some(&Bytes::copy_from_slice(params)));
+            pending.take_back(None, Some(&Bytes::copy_from_slice(params)));
             assert!(!third.is_closed());
         }
-        asked.take_back(None, Some(&Bytes::from_static(br#"{"requestId":3,"reason":"x"}"#)));
+        pending.take_back(None, Some(&Bytes::from_static(br#"{"requestId":3,"reason":"x"}"#)));
         third.closed().await;
 
         // Each stream has its own ids.
         let [mut one, mut other] = [1, 2].map(|stream| on(Some(stream), 0).unwrap());
         assert!(on(Some(1), 0).is_none(), "twice on one stream");
         let first = Bytes::from_static(br#"{"requestId":0}"#);
-        asked.take_back(None, Some(&first));
+        pending.take_back(None, Some(&first));
         assert!(!one.is_closed() && !other.is_closed());
-        asked.take_back(Some(2), Some(&first));
+        pending.take_back(Some(2), Some(&first));
         other.closed().await;
         // A late cancellation on that stream concerns no other.
-        asked.take_back(Some(2), Some(&first));
+        pending.take_back(Some(2), Some(&first));
         assert!(!one.is_closed());
-        asked.take_back(None, Some(&first));
+        pending.take_back(None, Some(&first));
         one.closed().await;
 
         let mut all: Vec<_> = (10..).map_while(register).collect();
         assert_eq!(all.len(), MOST);
-        drop(asked);
+        drop(pending);
         for answer in &mut all {
             answer.closed().await;
         }

@@ -220,11 +220,11 @@ mod tests {
     async fn only_first_and_last_watch_reach_the_server() {
         let (watches, running) = (ResourceWatches::default(), running(true));
         let empty = || Reply::Result(Bytes::from_static(b"{}"));
-        let asked = watches.watch(&running, "a", TIMEOUT, async |call| {
+        let subscription = watches.watch(&running, "a", TIMEOUT, async |call| {
             assert_eq!(call.method.as_str(), Method::SUBSCRIBE);
             Ok(empty())
         });
-        assert!(matches!(asked.await, Ok(Reply::Result(_))));
+        assert!(matches!(subscription.await, Ok(Reply::Result(_))));
         let second = watches.watch(&running, "a", TIMEOUT, unreachable);
         assert!(matches!(second.await, Ok(Reply::Result(_))));
         let unasked = async |call| unreachable(call).await.map(drop);

@@ -268,11 +268,11 @@ pub(super) mod tests {
         let all: Vec<_> = (0..40).map(|_| Arc::new(SecretSet::default())).collect();
         let history = SecretHistory::new(all[0].clone());
         all[1..].iter().for_each(|secrets| history.add(secrets));
-        let kept = history.all();
-        assert_eq!(kept.len(), SecretHistory::MOST);
-        assert!(Arc::ptr_eq(&kept[0], &all[0]));
+        let stored = history.all();
+        assert_eq!(stored.len(), SecretHistory::MOST);
+        assert!(Arc::ptr_eq(&stored[0], &all[0]));
         let newest = all[all.len() - SecretHistory::MOST + 1..].iter();
-        assert!(kept[1..].iter().zip(newest).all(|(kept, new)| Arc::ptr_eq(kept, new)));
+        assert!(stored[1..].iter().zip(newest).all(|(stored, new)| Arc::ptr_eq(stored, new)));
     }
 
     #[tokio::test]

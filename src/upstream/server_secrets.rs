@@ -107,9 +107,9 @@ impl ServerSecrets {
         which: ReloadScope,
     ) -> Result<Arc<SecretSet>, SecretError> {
         let before = self.loaded(scope).ok();
-        let kept = before.as_deref().filter(|_| which == ReloadScope::Files);
+        let previous = before.as_deref().filter(|_| which == ReloadScope::Files);
         let base = &self.launcher.base;
-        let secrets = match SecretSet::reread(&self.settings, base, scope, kept).await {
+        let secrets = match SecretSet::reread(&self.settings, base, scope, previous).await {
             Ok(secrets) => secrets,
             Err(error) => {
                 let mut loaded = self.loaded.write();

@@ -199,8 +199,8 @@ impl ServerShared {
             CallError::Misbehaved(text) => CallError::Misbehaved(clean(text)),
             CallError::Unrecorded(text) => CallError::Unrecorded(clean(text)),
             CallError::Forgotten => CallError::Unavailable(failure.to_string()),
-            CallError::CircuitOpen { why, left } => {
-                CallError::CircuitOpen { why: clean(why), left }
+            CallError::CircuitOpen { why, remaining } => {
+                CallError::CircuitOpen { why: clean(why), remaining }
             }
             failure @ (CallError::Timeout(_)
             | CallError::Overloaded { .. }

@@ -51,7 +51,7 @@ pub(super) struct CachedSignatures {
     /// Verified signatures and attestations of all repositories.
     pub signed: Vec<Signed>,
     /// Time of the last query of each repository, in seconds since 1970.
-    asked: BTreeMap<String, u64>,
+    queried: BTreeMap<String, u64>,
 }
 
 /// Union of known and new signatures. Contents of attestations are dropped: a start only needs
@@ -115,12 +115,12 @@ impl SignatureCache {
         self.rests.lock().get(repository).is_some_and(|until| Instant::now() < *until)
     }
 
-    pub fn rest(&self, repository: Repository, within: Duration) {
+    pub fn rest(&self, repository: Repository, duration: Duration) {
         let mut rests = self.rests.lock();
         if rests.len() >= IMAGES {
             rests.clear();
         }
-        rests.insert(repository, Instant::now() + within);
+        rests.insert(repository, Instant::now() + duration);
     }
 
     pub fn refuse(&self, repository: Repository) {
@@ -135,7 +135,7 @@ impl SignatureCache {
     pub fn is_fresh(&self, cached: &CachedSignatures, repository: &Repository) -> bool {
         let now = seconds(SystemTime::now());
         // A time in the future means that the clock was set back.
-        let age = cached.asked.get(&repository.0).and_then(|asked| now.checked_sub(*asked));
+        let age = cached.queried.get(&repository.0).and_then(|queried| now.checked_sub(*queried));
         age.is_some_and(|age| age < FRESH.as_secs()) && !self.refused.lock().contains(repository)
     }
 
@@ -176,11 +176,11 @@ impl SignatureCache {
         let found = added(Vec::new(), signed);
         cached.signed.retain(|one| !found.iter().any(|found| is_same(one, found)));
         cached.signed.extend(found);
-        cached.asked.insert(name, seconds(now));
-        while cached.asked.len() > REPOSITORIES {
-            let oldest = cached.asked.iter().min_by_key(|(_, asked)| **asked);
+        cached.queried.insert(name, seconds(now));
+        while cached.queried.len() > REPOSITORIES {
+            let oldest = cached.queried.iter().min_by_key(|(_, queried)| **queried);
             let Some(oldest) = oldest.map(|(repository, _)| repository.clone()) else { break };
-            cached.asked.remove(&oldest);
+            cached.queried.remove(&oldest);
         }
         let mut bytes = serde_json::to_vec(&cached)?;
         // A larger file could not be read again. Drop the oldest signatures.
@@ -334,8 +334,8 @@ mod tests {
             cache.keep(at(&format!("r{n}"), key), &signed, when);
         }
         let cached = cache.find(key).unwrap();
-        assert_eq!(cached.asked.len(), REPOSITORIES);
-        assert!(cached.asked.contains_key("r0"));
+        assert_eq!(cached.queried.len(), REPOSITORIES);
+        assert!(cached.queried.contains_key("r0"));
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) type Log = Arc<Mutex<VecDeque<String>>>;
 #[derive(Default)]
 struct Key {
     /// Maximum number of further lines of the key; 0 outside a key.
-    left: usize,
+    remaining: usize,
     /// Number of lines since the last one with key data.
     strange: usize,
 }
@@ -45,8 +45,8 @@ impl Key {
     /// Whether the line is kept. A line with the beginning of a key is cut there.
     fn leaves(&mut self, line: &mut String) -> bool {
         self.strange = if is_armor(line) { 0 } else { self.strange + 1 };
-        let within = self.left > 0 && self.strange <= STRANGE_LINES;
-        self.left = if within { self.left - 1 } else { 0 };
+        let in_key = self.remaining > 0 && self.strange <= STRANGE_LINES;
+        self.remaining = if in_key { self.remaining - 1 } else { 0 };
         let end = line.rfind("-----END");
         let mut begins = line.match_indices("-----BEGIN").map(|(at, _)| at);
         let begun = begins.find(|&at| {
@@ -54,16 +54,16 @@ impl Key {
                 && line.get(at..).is_some_and(|rest| rest.contains("PRIVATE KEY"))
         });
         if let Some(at) = begun {
-            (self.left, self.strange) = (KEY_LINES, 0);
+            (self.remaining, self.strange) = (KEY_LINES, 0);
             // The text before it may be the end of another key.
-            line.truncate(if within { 0 } else { at });
+            line.truncate(if in_key { 0 } else { at });
             line.push_str("[redacted:private-key]");
             return true;
         }
         if end.is_some() {
-            self.left = 0;
+            self.remaining = 0;
         }
-        !within
+        !in_key
     }
 }
 
@@ -152,18 +152,18 @@ mod tests {
              in one: {begin} {rsa}\\nMIIE\\n{end} {rsa}\nlast\n{begin} {rsa}\n"
         );
         let mut key = Key::default();
-        let mut kept = Vec::new();
+        let mut lines = Vec::new();
         let (body, headers) = ("MIIE".repeat(16), ["MIIE"; STRANGE_LINES]);
         let endless = [body.as_str()].into_iter().chain(headers).cycle().take(KEY_LINES);
         for line in text.lines().chain(endless).chain(["beyond"]) {
             let mut line = line.to_owned();
             if key.leaves(&mut line) {
-                kept.push(line);
+                lines.push(line);
             }
         }
         let in_one = format!("in one: {begin} {rsa}\\nMIIE\\n{end} {rsa}");
         assert_eq!(
-            kept,
+            lines,
             [
                 "before",
                 "key: [redacted:private-key]",

@@ -29,9 +29,9 @@ const REQUEST_MARKER: HeaderName = HeaderName::from_static("x-vault-request");
 /// One field of the secret at `path`, in the form of `vault kv get`.
 pub(crate) async fn field(path: &str, field: &str) -> Result<Zeroizing<String>, BackendError> {
     let vault = Vault::of_environment()?;
-    let (token, given) = vault.token().await?;
+    let (token, logged_in) = vault.token().await?;
     let value = vault.read(&token, path, field).await;
-    if given {
+    if logged_in {
         let url = vault.url(["auth", "token", "revoke-self"])?;
         // The token also expires by itself.
         let _ = vault.ask(Method::POST, url, Some(&token), None).await;

@@ -57,7 +57,7 @@ impl Source {
     }
 
     fn at_once(&self) -> Result<Secret, Unresolved> {
-        let kept = |why: BackendError| Unresolved::Kept { from: self.clone(), why };
+        let keep_previous = |why: BackendError| Unresolved::Kept { from: self.clone(), why };
         let mut value = match self {
             Self::Env(name) => match env::var(name) {
                 Ok(value) => Zeroizing::new(value),
@@ -69,18 +69,22 @@ impl Source {
                 let line = text.strip_suffix('\n').unwrap_or(&text);
                 Zeroizing::new(line.strip_suffix('\r').unwrap_or(line).to_owned())
             }
-            Self::Dotenv { path, name } => dotenv::find(&read(path)?, name).map_err(kept)?,
-            Self::Keyctl(description) => keyctl::key(description).map_err(kept)?,
-            Self::Age { path, name } => store::Store::at(path).get(name).map_err(kept)?,
-            Self::Keyring { service, account } => {
-                self.wait(providers::keyring(service, account))?.map_err(kept)?
+            Self::Dotenv { path, name } => {
+                dotenv::find(&read(path)?, name).map_err(keep_previous)?
             }
-            Self::DockerPass(name) => self.wait(providers::docker_pass(name))?.map_err(kept)?,
+            Self::Keyctl(description) => keyctl::key(description).map_err(keep_previous)?,
+            Self::Age { path, name } => store::Store::at(path).get(name).map_err(keep_previous)?,
+            Self::Keyring { service, account } => {
+                self.wait(providers::keyring(service, account))?.map_err(keep_previous)?
+            }
+            Self::DockerPass(name) => {
+                self.wait(providers::docker_pass(name))?.map_err(keep_previous)?
+            }
             Self::DockerCredential { helper, url } => {
-                self.wait(providers::docker_credential(helper, url))?.map_err(kept)?
+                self.wait(providers::docker_credential(helper, url))?.map_err(keep_previous)?
             }
             Self::Vault { path, field } => {
-                self.wait(hashicorp::field(path, field))?.map_err(kept)?
+                self.wait(hashicorp::field(path, field))?.map_err(keep_previous)?
             }
         };
         if value.is_empty() {

@@ -95,7 +95,7 @@ def checkpoints(text, key):
             body,
         )
         if not lines or lines[1] != name:
-            fail("a checkpoint is none of this log")
+            fail("a checkpoint is not of this log")
         number = int(lines[4])
         signed = [
             base64.b64decode(line.split(" ")[2])

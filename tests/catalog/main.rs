@@ -644,7 +644,7 @@ fn settings_missing_from_a_profile_are_reported() {
         // By its secrets of clients.
         "sharing: the form",
     ] {
-        assert!(told.contains(what), "{what} is not told: {told}");
+        assert!(told.contains(what), "{what} is missing: {told}");
     }
     assert_eq!(told.matches("left out of").count(), 10, "{told}");
     // What others would take for a template is put in by one.

@@ -74,7 +74,7 @@ fn unedited_entry_is_replaced_and_the_difference_shown() {
             .to_owned(),
     ] {
         for out in [&dry, &unconfirmed, &out] {
-            assert!(out.lines().any(|told| told.trim() == line), "{line} is not told: {out}");
+            assert!(out.lines().any(|told| told.trim() == line), "{line} is missing: {out}");
         }
     }
     assert!(!out.contains("lost"), "{out}");
@@ -145,7 +145,7 @@ fn edited_entry_is_replaced_only_if_named() {
     ];
     for line in &lost {
         for out in [&dry, &unconfirmed, &out] {
-            assert!(out.lines().any(|told| told.trim() == line), "{line} is not told: {out}");
+            assert!(out.lines().any(|told| told.trim() == line), "{line} is missing: {out}");
         }
     }
     let shown: Value = serde_json::from_str(&json).unwrap();
@@ -223,7 +223,7 @@ fn edited_policies_are_kept() {
         assert_eq!(policies(dir), mine);
         assert!(out.contains("stays as it is") && out.contains("--overwrite-policies"), "{out}");
         let told = format!("resource.digest == \"{}\"", digest('2'));
-        assert!(out.contains(&told), "what it would say is not told: {out}");
+        assert!(out.contains(&told), "what it would say is missing: {out}");
     }
     // The new image is permitted by no policy.
     assert!(!policies(dir).contains(&digest('2')));

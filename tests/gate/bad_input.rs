@@ -61,7 +61,7 @@ async fn invalid_files_prevent_the_start_with_a_position() {
             &["portcullis.toml:7"],
         ),
         config(
-            "key hash that is none",
+            "invalid key hash",
             "[clients.a]\nkey-hash = \"sha256:12\"",
             &["portcullis.toml:7", "key-hash"],
         ),

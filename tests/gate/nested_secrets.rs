@@ -21,7 +21,7 @@ fn texts(secret: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_token_at_the_start_of_a_line_in_json_text_does_not_leave() {
+async fn token_at_the_start_of_a_line_in_json_text_does_not_leave() {
     let gate = Setup::crooked("").start().await;
     let secret = credential();
     for agent in [gate.legacy().await, gate.modern()] {
@@ -36,7 +36,7 @@ async fn a_token_at_the_start_of_a_line_in_json_text_does_not_leave() {
 }
 
 #[tokio::test]
-async fn a_token_in_json_text_is_redacted_and_the_rest_stays_as_it_was() {
+async fn token_in_json_text_is_redacted_and_the_rest_is_unchanged() {
     let secrets = "[[interceptors]]\nuse = \"secrets\"\nrequest = \"off\"";
     let gate = Setup::crooked("")
         .and(secrets)

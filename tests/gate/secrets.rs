@@ -29,7 +29,7 @@ fn write(gate: &Gate, n: u8) {
 }
 
 #[tokio::test]
-async fn a_secret_as_a_file_is_the_servers_alone_and_is_rotated_without_a_restart() {
+async fn secret_file_is_readable_only_by_its_server_and_rotates_without_a_restart() {
     for runtime in ["sandbox", "container"] {
         let setup = Setup::crooked(AS_FILE).shown().file("token", value(1));
         let gate = setup.runtime(runtime).start().await;
@@ -93,7 +93,7 @@ fn folder(pid: i32) -> Option<PathBuf> {
 }
 
 #[tokio::test]
-async fn what_a_server_complains_of_is_kept_without_secrets() {
+async fn server_logs_are_stored_without_secrets() {
     // As a program prints a key.
     let (lines, rsa) = (
         ["MIIEowIBAAKCAQEA".repeat(4).as_str(); 20].join("\n"),
@@ -123,7 +123,7 @@ async fn what_a_server_complains_of_is_kept_without_secrets() {
 
 // No entry of the chain asks for that.
 #[tokio::test]
-async fn the_old_value_and_the_new_one_are_looked_for() {
+async fn old_and_new_values_are_found() {
     let gate = Setup::crooked(AS_FILE).file("token", value(1)).start().await;
     let agent = gate.modern();
     let redacted = "[redacted:vault:crooked/TOKEN]";
@@ -141,7 +141,7 @@ async fn the_old_value_and_the_new_one_are_looked_for() {
 }
 
 #[tokio::test]
-async fn what_is_not_to_be_had_leaves_the_old_value_in_place() {
+async fn unreadable_secret_leaves_the_old_value_in_place() {
     let gate = Setup::crooked(AS_FILE).shown().file("token", value(1)).start().await;
     let agent = gate.modern();
     assert_eq!(read(&agent).await, value(1));
@@ -154,7 +154,7 @@ async fn what_is_not_to_be_had_leaves_the_old_value_in_place() {
 }
 
 #[tokio::test]
-async fn a_missing_secret_harms_its_server_alone_and_may_come_later() {
+async fn missing_secret_affects_only_its_server_and_can_be_added_later() {
     let gate = Setup::notes()
         .and("[servers.crooked]\ncommand = [\"{crooked}\"]\nruntime = \"sandbox\"")
         .and("env = { GATE = \"{mark}\" }")
@@ -182,7 +182,7 @@ async fn a_missing_secret_harms_its_server_alone_and_may_come_later() {
 
 #[cfg(feature = "age")]
 #[tokio::test]
-async fn a_store_is_kept_by_the_command_line_and_servers_are_handed_from_it() {
+async fn store_is_written_by_the_command_line_and_read_for_servers() {
     let written =
         Setup::crooked("secrets = { TOKEN = { from = \"age:s.age#app.token\" } }").shown().write();
     let store = written.path("s.age").display().to_string();

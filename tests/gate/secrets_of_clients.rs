@@ -98,7 +98,7 @@ fn handed(records: &[Value], principal: &Value) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn each_client_has_its_own_and_nobody_elses() {
+async fn each_client_has_only_its_own_secret() {
     for (how, by) in [("env", "environment"), ("file", "file")] {
         // Processes that wait have what is common, and are for nobody who has a secret of his own.
         let clients = Clients::of(setup(FOR_ALL, how).and("warm = 2").write()).await;
@@ -137,7 +137,7 @@ async fn each_client_has_its_own_and_nobody_elses() {
 }
 
 #[tokio::test]
-async fn a_container_has_the_secret_of_its_client() {
+async fn container_has_the_secret_of_its_client() {
     let clients = Clients::of(setup(FOR_ALL, "file").runtime("container").write()).await;
     for (name, has) in [("alice", "alice"), ("bob", "common"), ("ci", "ci")] {
         assert_eq!(token(&clients.modern(name), "file").await, value(has), "{name}");
@@ -146,7 +146,7 @@ async fn a_container_has_the_secret_of_its_client() {
 }
 
 #[tokio::test]
-async fn a_client_for_whom_there_is_none_is_refused_and_the_operator_is_told_the_line() {
+async fn client_without_a_secret_is_refused_and_the_operator_gets_the_line() {
     let clients = Clients::of(setup("", "env").write()).await;
     let bob = clients.modern("bob");
     // What is offered is told by an instance that has no such secret.
@@ -172,7 +172,7 @@ async fn a_client_for_whom_there_is_none_is_refused_and_the_operator_is_told_the
 }
 
 #[tokio::test]
-async fn what_one_client_has_not_got_harms_that_client_alone() {
+async fn missing_secret_of_a_client_affects_only_that_client() {
     let setup = setup(FOR_ALL, "file");
     let written = setup.write();
     std::fs::remove_file(written.path("alice")).unwrap();
@@ -202,7 +202,7 @@ async fn what_one_client_has_not_got_harms_that_client_alone() {
 }
 
 #[tokio::test]
-async fn a_secret_of_one_client_is_found_in_the_traffic_of_all() {
+async fn secret_of_one_client_is_found_in_the_traffic_of_all() {
     let setup = with_values(Setup::crooked(&secrets(FOR_ALL, "env")));
     let clients = Clients::of(setup.write()).await;
     // Before anybody was handed any.
@@ -218,7 +218,7 @@ async fn a_secret_of_one_client_is_found_in_the_traffic_of_all() {
 }
 
 #[tokio::test]
-async fn what_a_removed_client_had_is_ended() {
+async fn instances_of_a_removed_client_are_ended() {
     let clients = Clients::of(setup(FOR_ALL, "file").write()).await;
     assert_eq!(token(&clients.modern("alice"), "file").await, value("alice"));
     assert_eq!(token(&clients.legacy("alice").await, "file").await, value("alice"));
@@ -237,7 +237,7 @@ async fn what_a_removed_client_had_is_ended() {
 }
 
 #[tokio::test]
-async fn who_is_given_a_name_after_another_has_nothing_of_what_ran_for_that_one() {
+async fn new_client_of_a_reused_name_does_not_reach_old_instances() {
     let clients = Clients::of(setup(FOR_ALL, "file").write()).await;
     assert_eq!(token(&clients.modern("alice"), "file").await, value("alice"));
     let before = having(&clients.gate, "alice");
@@ -272,7 +272,7 @@ async fn who_is_given_a_name_after_another_has_nothing_of_what_ran_for_that_one(
 }
 
 #[tokio::test]
-async fn nothing_is_started_for_a_removed_client_that_had_a_call_under_way() {
+async fn removed_client_with_a_running_call_starts_no_process() {
     let written = with_values(Setup::holding(&secrets(FOR_ALL, "file"))).write();
     written.hold("tools/list");
     let clients = Clients::of(written).await;
@@ -298,7 +298,7 @@ async fn nothing_is_started_for_a_removed_client_that_had_a_call_under_way() {
 }
 
 #[tokio::test]
-async fn what_a_removed_client_had_of_an_entry_that_changed_is_ended_too() {
+async fn instances_of_a_removed_client_and_a_changed_entry_are_ended() {
     let setup = setup(FOR_ALL, "file").and("call-timeout-s = 3600");
     let mut clients = Clients::of(setup.write()).await;
     let alice = clients.modern("alice");
@@ -352,7 +352,7 @@ async fn policies_decide_by_the_way_and_by_the_client() {
 }
 
 #[tokio::test]
-async fn a_remote_server_is_sent_the_header_of_its_client() {
+async fn remote_server_gets_the_header_of_its_client() {
     for (from, bobs) in [(FOR_ALL, Some("common")), ("", None)] {
         let body = format!(
             "[servers.peer]\nurl = \"{}\"\nera = \"legacy\"\nheaders = {{ X-Key = {{ {from} by-client = {{ alice = \

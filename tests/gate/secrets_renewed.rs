@@ -50,7 +50,7 @@ async fn of_event(gate: &Gate, event: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_file_is_followed_without_a_command_or_a_restart() {
+async fn changed_file_is_read_without_a_command_or_a_restart() {
     for (from, text) in [("file:token", ""), ("dotenv:token#TOKEN", "TOKEN=")] {
         let text = |n| format!("{text}{}\n", value(n));
         let gate = with(from, "file").file("token", text(1)).start().await;
@@ -77,7 +77,7 @@ async fn a_file_is_followed_without_a_command_or_a_restart() {
 /// Kubernetes has the files of a secret in a folder, links them by way of a link to that folder, and
 /// exchanges this one link.
 #[tokio::test]
-async fn a_mounted_secret_of_kubernetes_is_followed() {
+async fn changed_mounted_secret_of_kubernetes_is_read() {
     use std::os::unix::fs::symlink;
 
     let written = with("file:mounted/token", "file").file("mounted/..1/token", value(1)).write();
@@ -97,7 +97,7 @@ async fn a_mounted_secret_of_kubernetes_is_followed() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_again_leaves_the_old_value_and_is_on_record() {
+async fn failed_reread_leaves_the_old_value_and_is_recorded() {
     let gate = with("file:token", "file").file("token", value(1)).start().await;
     let agent = gate.modern();
     assert_eq!(on_file(&agent).await, value(1));
@@ -114,7 +114,7 @@ async fn what_cannot_be_read_again_leaves_the_old_value_and_is_on_record() {
 }
 
 #[tokio::test]
-async fn what_a_server_has_in_its_environment_waits_for_its_next_start() {
+async fn environment_secret_changes_at_the_next_start() {
     let mut gate = with("file:token", "env").file("token", value(1)).start().await;
     let agent = gate.modern();
     assert_eq!(in_environment(&agent).await, value(1));
@@ -150,7 +150,7 @@ async fn what_a_server_has_in_its_environment_waits_for_its_next_start() {
 }
 
 #[tokio::test]
-async fn a_server_is_started_anew_for_a_new_secret_where_the_config_says_so() {
+async fn server_restarts_for_a_new_secret_if_configured() {
     let gate = with("file:token", "env")
         .and("restart-on-rotation = true")
         .file("token", value(1))
@@ -165,7 +165,7 @@ async fn a_server_is_started_anew_for_a_new_secret_where_the_config_says_so() {
 
 /// A keeper that has something else to say after a while, and that nobody can follow.
 #[tokio::test]
-async fn on_a_hangup_every_source_is_asked_again() {
+async fn hangup_signal_rereads_every_source() {
     let from = "docker-credential:gate/https://example.com";
     let written = with(from, "file").file("kept", value(1)).file(
         "docker-credential-gate",
@@ -200,7 +200,7 @@ fn holding(how: &str, more: &str) -> Setup {
 }
 
 #[tokio::test]
-async fn what_takes_the_place_of_another_has_what_was_read_meanwhile() {
+async fn replacement_instance_has_a_secret_read_during_its_start() {
     let gate = holding("file", "").start().await;
     let agent = gate.modern();
     assert_eq!(on_file(&agent).await, value(1));
@@ -219,7 +219,7 @@ async fn what_takes_the_place_of_another_has_what_was_read_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_start_for_a_new_secret_that_fails_is_tried_again() {
+async fn failed_start_for_a_new_secret_is_retried() {
     let more = "restart-on-rotation = true\nstart-timeout-s = 3";
     let mut gate = holding("env", more).start().await;
     let agent = gate.modern();
@@ -235,7 +235,7 @@ async fn a_start_for_a_new_secret_that_fails_is_tried_again() {
 }
 
 #[tokio::test]
-async fn an_instance_that_hangs_holds_up_none_of_the_others_secrets() {
+async fn hanging_instance_does_not_delay_secrets_of_others() {
     let gate = holding("file", "start-timeout-s = 600\ncall-timeout-s = 600").start().await;
     // Each has an instance of its own, since it can be asked something.
     let (one, other) = (gate.legacy().await, gate.legacy().await);
@@ -258,7 +258,7 @@ async fn an_instance_that_hangs_holds_up_none_of_the_others_secrets() {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_holds_up_neither_others_secrets_nor_the_config() {
+async fn hanging_server_does_not_delay_other_secrets_or_the_config() {
     let other = "[servers.other]\ncommand = [\"{crooked}\"]\nruntime = \"sandbox\"\n\
                  env = { GATE = \"{mark}\" }\n\
                  secrets = { TOKEN = { from = \"file:others\", as = \"file\" } }";

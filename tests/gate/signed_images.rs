@@ -278,14 +278,14 @@ fn aged(written: &Written) {
     let (path, name) = (file.path(), file.file_name());
     let bound = name.to_str().unwrap().as_bytes();
     let text = std::fs::read_to_string(&path).unwrap();
-    let mut kept: Value =
+    let mut cached: Value =
         serde_json::from_slice(&seal.open(purpose, bound, &text).unwrap()).unwrap();
-    for asked in kept["asked"].as_object_mut().unwrap().values_mut() {
-        *asked = (asked.as_u64().unwrap() - 2 * 24 * 60 * 60).into();
+    for queried in cached["queried"].as_object_mut().unwrap().values_mut() {
+        *queried = (queried.as_u64().unwrap() - 2 * 24 * 60 * 60).into();
     }
-    let kept = serde_json::to_vec(&kept).unwrap();
+    let cached = serde_json::to_vec(&cached).unwrap();
     let day = std::time::Duration::from_secs(24 * 60 * 60);
-    std::fs::write(path, seal.seal(purpose, bound, &kept, day).unwrap()).unwrap();
+    std::fs::write(path, seal.seal(purpose, bound, &cached, day).unwrap()).unwrap();
 }
 
 #[tokio::test]

@@ -268,9 +268,9 @@ fn replay_skips_calls_whose_launch_was_refused() {
                 )),
                 ..Called::new("ci-bot", "read_note")
             },
-            // No policy was asked, whatever the words.
+            // A plugin refused this start, not a policy, whatever its text.
             Called {
-                start: Some((Code::PluginRefused, "launch is no word that may be said")),
+                start: Some((Code::PluginRefused, "launch is a forbidden word")),
                 ..Called::new("ci-bot", "read_note")
             },
             Called::new("dev", "read_note").refused(),

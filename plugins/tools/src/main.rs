@@ -108,7 +108,7 @@ fn imports(components: &[&str]) -> Result<()> {
 /// The names that the component itself imports, not those that its inner parts pass around.
 fn imports_of(bytes: &[u8]) -> Result<Vec<String>> {
     if !Parser::is_component(bytes) {
-        bail!("it is no component");
+        bail!("it is not a component");
     }
     let mut names = Vec::new();
     let mut depth = 0;

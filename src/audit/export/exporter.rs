@@ -324,7 +324,7 @@ impl Stream {
         let backoff = Backoff::new(pace.least, pace.most);
         let mut wait = jittered(backoff.pause(self.failures.saturating_sub(1)));
         match undelivered {
-            Undelivered::Later { wait: asked, .. } => wait = wait.max(*asked),
+            Undelivered::Later { wait: requested, .. } => wait = wait.max(*requested),
             Undelivered::TooLarge(_) if self.size > 1 => {
                 self.size /= 2;
                 wait = Duration::ZERO;

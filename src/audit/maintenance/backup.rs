@@ -81,7 +81,7 @@ pub(crate) fn is_unfinished(dir: &Path) -> bool {
 /// Copies the store in `dir` to the folder `to`. No segment may be dropped concurrently.
 pub(super) fn copy(dir: &Path, to: &Path) -> Result<Backup, BackupFault> {
     let manifest = Manifest::read(dir)?
-        .ok_or_else(|| BackupFault::Store(format!("there is none in {}", dir.display())))?;
+        .ok_or_else(|| BackupFault::Store(format!("{} has no store", dir.display())))?;
     let (from, here) = (real(dir)?, real(to)?);
     if from.starts_with(&here) || here.starts_with(&from) {
         return Err(BackupFault::Within(to.to_owned()));

@@ -165,11 +165,11 @@ impl Cipher {
         let sealed = cipher
             .encrypt(&XNonce::from(nonce), Payload { msg: plain, aad })
             .map_err(|_| CipherFault::Cipher)?;
-        let mut whole = Vec::with_capacity(plain.len() + OVERHEAD);
-        whole.extend_from_slice(&id.0);
-        whole.extend_from_slice(&nonce);
-        whole.extend_from_slice(&sealed);
-        Ok(whole)
+        let mut output = Vec::with_capacity(plain.len() + OVERHEAD);
+        output.extend_from_slice(&id.0);
+        output.extend_from_slice(&nonce);
+        output.extend_from_slice(&sealed);
+        Ok(output)
     }
 
     /// Opens bytes that were sealed with this `aad`.

@@ -16,10 +16,10 @@ pub(crate) fn open_to_others(dir: &Path) -> io::Result<Option<(PathBuf, u32)>> {
         return Ok(Some((dir.to_owned(), mode)));
     }
     // If other users cannot enter the folder, they cannot reach its files.
-    if mode & 0o011 == 0 { Ok(None) } else { within(dir, DEPTH) }
+    if mode & 0o011 == 0 { Ok(None) } else { search(dir, DEPTH) }
 }
 
-fn within(dir: &Path, depth: usize) -> io::Result<Option<(PathBuf, u32)>> {
+fn search(dir: &Path, depth: usize) -> io::Result<Option<(PathBuf, u32)>> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let meta = entry.metadata()?;
@@ -30,7 +30,7 @@ fn within(dir: &Path, depth: usize) -> io::Result<Option<(PathBuf, u32)>> {
         }
         if meta.is_dir()
             && depth > 0
-            && let Some(found) = within(&entry.path(), depth - 1)?
+            && let Some(found) = search(&entry.path(), depth - 1)?
         {
             return Ok(Some(found));
         }

@@ -102,7 +102,7 @@ impl Manifest {
             serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
         let legal = manifest.id.len() == 32 && manifest.id.bytes().all(|b| b.is_ascii_hexdigit());
         if !legal {
-            return Err(damaged("the id is none".into()));
+            return Err(damaged("the id is not 32 hexadecimal digits".into()));
         }
         Ok(Some(manifest))
     }

@@ -360,8 +360,8 @@ impl Maker {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        let known = self.keys().iter().find_map(|key| Signed::open(&note, key).ok());
-        let Some(Signed { checkpoint, hash, .. }) = known else { return Ok(()) };
+        let verified = self.keys().iter().find_map(|key| Signed::open(&note, key).ok());
+        let Some(Signed { checkpoint, hash, .. }) = verified else { return Ok(()) };
         let ledger = CheckpointFile::open(&self.dir, &self.keys())?;
         let has = ledger.newest().is_some_and(|newest| {
             newest.checkpoint.number > checkpoint.number || newest.hash == hash

@@ -139,17 +139,17 @@ fn retrace(view: &View, mut tree: Frontier, until: u64) -> Result<Frontier, Faul
         tree.pad(block.first());
         let (lead, tiles, trail) = block.hashes();
         let mut seq = block.first();
-        let within = |seq: u64, tree: &Frontier| seq == tree.size() && seq < until;
+        let is_next = |seq: u64, tree: &Frontier| seq == tree.size() && seq < until;
         for leaf in lead {
-            if within(seq, &tree) {
+            if is_next(seq, &tree) {
                 tree.append(leaf);
             }
             seq += 1;
         }
         for root in tiles {
-            if within(seq, &tree) && seq + TILE <= until {
+            if is_next(seq, &tree) && seq + TILE <= until {
                 tree.append_tile(root).map_err(|e| Fault::Damaged(e.to_string()))?;
-            } else if within(seq, &tree) {
+            } else if is_next(seq, &tree) {
                 let count = usize::try_from(until - seq).unwrap_or(usize::MAX);
                 for line in view.lines(seq, count)? {
                     if line.seq().0 == tree.size() {
@@ -160,7 +160,7 @@ fn retrace(view: &View, mut tree: Frontier, until: u64) -> Result<Frontier, Faul
             seq += TILE;
         }
         for leaf in trail {
-            if within(seq, &tree) {
+            if is_next(seq, &tree) {
                 tree.append(leaf);
             }
             seq += 1;

@@ -43,8 +43,8 @@ impl NodeHashes {
     ) -> Result<Self, Fault> {
         let mut hashes = Self::default();
         hashes.stubs(dir, keys, from)?;
-        let kept = hashes.base.size();
-        if kept <= from {
+        let base_size = hashes.base.size();
+        if base_size <= from {
             hashes.skip(dir, from)?;
         }
         let begin = hashes.end().max(view.first());
@@ -165,8 +165,8 @@ impl NodeHashes {
         if after <= self.base.size() {
             return self.base.peak(level, at);
         }
-        let whole = if level == TILE_LEVEL { self.tiles.get(&at) } else { None };
-        if let Some(root) = whole {
+        let tile_root = if level == TILE_LEVEL { self.tiles.get(&at) } else { None };
+        if let Some(root) = tile_root {
             return Some(*root);
         }
         let Some(below) = level.checked_sub(1) else { return self.leaves.get(&at).copied() };

@@ -161,9 +161,9 @@ impl PrunedSegmentProof {
         let (origin, text) = opened.ok_or(NoStub::Unsigned)?;
         let stub = Self::fields(&text, body).ok_or(NoStub::Malformed)?;
         // Only the canonical form is accepted, with exactly the named records.
-        let whole = stub.parts.iter().map(|part| part.size()).sum::<u64>();
+        let total = stub.parts.iter().map(|part| part.size()).sum::<u64>();
         let right =
-            stub.text(origin, body) == text && stub.end.checked_sub(stub.first) == Some(whole);
+            stub.text(origin, body) == text && stub.end.checked_sub(stub.first) == Some(total);
         if right { Ok(stub) } else { Err(NoStub::Malformed) }
     }
 
@@ -244,11 +244,12 @@ mod tests {
 
     #[test]
     fn tiles_with_a_checkpoint_are_stored_as_leaves() {
-        let mut kept = stub();
-        kept.split::<()>(&[1, 256, 512, 600, 769, 5000], |range| Ok(range.map(leaf).collect()))
+        let mut pruned = stub();
+        pruned
+            .split::<()>(&[1, 256, 512, 600, 769, 5000], |range| Ok(range.map(leaf).collect()))
             .unwrap();
         let leaves: Vec<_> = (512..770).map(leaf).map(Part::Leaf).collect();
-        assert_eq!(kept.parts[0], Part::Tile(tile(256)));
-        assert_eq!(kept.parts[1..], leaves);
+        assert_eq!(pruned.parts[0], Part::Tile(tile(256)));
+        assert_eq!(pruned.parts[1..], leaves);
     }
 }

@@ -81,13 +81,13 @@ impl<K: Ord + Clone> Counts<K> {
     fn cut(&mut self) {
         let mut sizes: Vec<u64> = self.by.values().map(|count| count.all).collect();
         let (_, &mut least, _) = sizes.select_nth_unstable_by(VALUES, |a, b| b.cmp(a));
-        let mut kept = VALUES;
+        let mut remaining = VALUES;
         self.cut = true;
         let (by, others) = (&mut self.by, &mut self.others);
         by.retain(|_, count| {
-            let keep = count.all >= least && kept > 0;
+            let keep = count.all >= least && remaining > 0;
             if keep {
-                kept -= 1;
+                remaining -= 1;
             } else {
                 others.add(*count);
             }
@@ -509,8 +509,8 @@ mod tests {
         }
         assert_eq!(tally.tools.get(&("notes".into(), "read".into())).all, 15_000);
         assert!(tally.tools.iter().count() <= 2 * VALUES);
-        let kept: u64 = tally.tools.iter().map(|(_, count)| count.all).sum();
-        assert_eq!(kept + tally.tools.others().all, calls);
+        let total: u64 = tally.tools.iter().map(|(_, count)| count.all).sum();
+        assert_eq!(total + tally.tools.others().all, calls);
     }
 
     #[test]

@@ -163,7 +163,7 @@ impl Counting {
 pub(super) fn count(view: &View, request: &CountRequest) -> Counted {
     let order = Order::OldestFirst;
     let mut walk = Walk::new(view, &request.filter, order, request.after);
-    let (first, last) = walk.left();
+    let (first, last) = walk.remaining();
     let pace = walk.pace();
     let mut counting = Counting::default();
     let mut counted = Counted::default();
@@ -176,9 +176,9 @@ pub(super) fn count(view: &View, request: &CountRequest) -> Counted {
     'walk: while let Some(step) = walk.step() {
         step.unreadable.into_iter().for_each(|what| note(&mut counted, what));
         for block in &step.blocks {
-            let within = between(block, first, last);
+            let range = between(block, first, last);
             let mut unreadable = Vec::new();
-            match count_block(block, request, &within, &mut counting, &mut unreadable) {
+            match count_block(block, request, &range, &mut counting, &mut unreadable) {
                 Ok(()) => unreadable.into_iter().for_each(|what| note(&mut counted, what)),
                 Err(fault) => note(&mut counted, fault.to_string()),
             }
@@ -200,14 +200,14 @@ pub(super) fn count(view: &View, request: &CountRequest) -> Counted {
 fn count_block(
     block: &Block,
     request: &CountRequest,
-    within: &Bits,
+    range: &Bits,
     counting: &mut Counting,
     unreadable: &mut Vec<String>,
 ) -> Result<(), Fault> {
     let CountRequest { filter, by, intents, after: _ } = request;
     let mut block_query = BlockQuery::new(block);
     let bounds = block_query.bounds(filter.expr())?;
-    let mut positions = &bounds.may & within;
+    let mut positions = &bounds.may & range;
     if !intents && !filter.asks_for_intents() && !positions.is_empty() {
         positions = block_query.kind(Kind::Intent)?.not_in(&positions);
     }

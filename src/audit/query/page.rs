@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) fn page(view: &View, query: &Query) -> Page {
     let limit = query.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
     let mut walk = Walk::new(view, &query.filter, query.order, query.after);
-    let (first, last) = walk.left();
+    let (first, last) = walk.remaining();
     let pace = walk.pace();
     let search = Search {
         view,
@@ -171,12 +171,12 @@ pub(super) fn decision(view: &View, id: DecisionId) -> Page {
         let near = |hours: i64| created.checked_add(hours.hours()).ok();
         let (since, until) = (near(-1), near(48));
         let near = since.into_iter().map(Filter::since).chain(until.map(Filter::until));
-        let found = whole(view, near.fold(filter.clone(), Filter::and));
+        let found = all_pages(view, near.fold(filter.clone(), Filter::and));
         if !found.lines.is_empty() {
             return found;
         }
     }
-    whole(view, filter)
+    all_pages(view, filter)
 }
 
 fn created_at(id: DecisionId) -> Option<Timestamp> {
@@ -187,7 +187,7 @@ fn created_at(id: DecisionId) -> Option<Timestamp> {
 }
 
 /// All pages of a search with few results.
-fn whole(view: &View, filter: Filter) -> Page {
+fn all_pages(view: &View, filter: Filter) -> Page {
     let began = Instant::now();
     let mut query = Query {
         filter,

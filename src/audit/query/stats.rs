@@ -55,7 +55,7 @@ pub struct Summed {
 pub(super) fn stats(view: &View, request: &StatsRequest) -> Summed {
     let order = Order::OldestFirst;
     let mut walk = Walk::new(view, &request.filter, order, request.after);
-    let (first, last) = walk.left();
+    let (first, last) = walk.remaining();
     let (since, until) = walk.window();
     let pace = walk.pace();
     let mut summed = Summed::default();
@@ -71,7 +71,7 @@ pub(super) fn stats(view: &View, request: &StatsRequest) -> Summed {
             let part = Part {
                 block,
                 filter: &request.filter,
-                within: between(block, first, last),
+                range: between(block, first, last),
                 edge: since.is_some_and(|since| block.begin() < since)
                     || until.is_some_and(|until| block.end() >= until),
                 sample: at % SAMPLED == 0,
@@ -98,7 +98,7 @@ pub(super) fn stats(view: &View, request: &StatsRequest) -> Summed {
 struct Part<'a> {
     block: &'a Block,
     filter: &'a Filter,
-    within: Bits,
+    range: Bits,
     /// Whether some of its records are outside of the requested time.
     edge: bool,
     /// Whether to read the times of some records if the index counts this block.
@@ -109,7 +109,7 @@ impl Part<'_> {
     fn sum(&self, tally: &mut Aggregates, unreadable: &mut Vec<String>) -> Result<(), Fault> {
         let mut block_query = BlockQuery::new(self.block);
         let bounds = block_query.bounds(self.filter.expr())?;
-        let positions = &bounds.may & &self.within;
+        let positions = &bounds.may & &self.range;
         if positions.is_empty() {
             return Ok(());
         }
@@ -215,8 +215,8 @@ fn by_index(
     let (begin, end) = (block.begin(), block.end());
     let size = block.count().div_ceil(SECTIONS).max(1);
     for section in 0..SECTIONS {
-        let within = (section * size..(section + 1) * size).collect::<Bits>();
-        let here = count(&(&counted & &within));
+        let in_section = (section * size..(section + 1) * size).collect::<Bits>();
+        let here = count(&(&counted & &in_section));
         if here.all > 0 {
             let sections = i32::try_from(SECTIONS).unwrap_or(1);
             let share = end.duration_since(begin) * i32::try_from(section).unwrap_or(0) / sections;

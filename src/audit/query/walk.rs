@@ -63,7 +63,7 @@ impl<'a> Walk<'a> {
     }
 
     /// First and last remaining `seq`.
-    pub fn left(&self) -> (u64, u64) {
+    pub fn remaining(&self) -> (u64, u64) {
         (self.first, self.last)
     }
 

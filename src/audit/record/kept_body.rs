@@ -52,25 +52,25 @@ impl BodyBudget {
         match value {
             Value::String(text) => Value::String(self.text(text)),
             Value::Array(items) => {
-                let mut kept = Vec::new();
+                let mut retained = Vec::new();
                 for item in items {
                     if !self.enter(depth) {
                         break;
                     }
-                    kept.push(self.value(item, depth - 1));
+                    retained.push(self.value(item, depth - 1));
                 }
-                Value::Array(kept)
+                Value::Array(retained)
             }
             Value::Object(members) => {
-                let mut kept = Map::new();
+                let mut retained = Map::new();
                 for (name, member) in members {
                     if !self.enter(depth) || !self.take(written(&name)) {
                         break;
                     }
                     let member = self.value(member, depth - 1);
-                    kept.insert(name, member);
+                    retained.insert(name, member);
                 }
-                Value::Object(kept)
+                Value::Object(retained)
             }
             // A number has at most some twenty digits and is not truncated.
             plain => {

@@ -198,10 +198,10 @@ mod tests {
             if size(&text) <= most {
                 prop_assert_eq!(clipped, text);
             } else {
-                let kept = clipped.strip_suffix('…').unwrap();
-                let next = text[kept.len()..].chars().next().unwrap();
-                prop_assert!(text.starts_with(kept) && size(kept) <= most);
-                prop_assert!(size(kept) + size(&next.to_string()) > most);
+                let prefix = clipped.strip_suffix('…').unwrap();
+                let next = text[prefix.len()..].chars().next().unwrap();
+                prop_assert!(text.starts_with(prefix) && size(prefix) <= most);
+                prop_assert!(size(prefix) + size(&next.to_string()) > most);
             }
         }
     }

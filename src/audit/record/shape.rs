@@ -164,9 +164,9 @@ impl Declared {
         match schema {
             Value::Object(members) => {
                 if let Some(Value::Object(properties)) = members.get("properties") {
-                    let left = NAMES - self.names.len();
+                    let remaining = NAMES - self.names.len();
                     let short = properties.keys().take(NAMES).filter(|name| name.len() <= KEY);
-                    self.names.extend(short.take(left).cloned());
+                    self.names.extend(short.take(remaining).cloned());
                 }
                 members.values().for_each(|member| self.look(member, depth - 1));
             }

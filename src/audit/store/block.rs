@@ -168,9 +168,11 @@ impl Growing {
         let ragged = (TILE - self.first % TILE) % TILE;
         let lead: Vec<Hash> = hashes.by_ref().take(usize::try_from(ragged).unwrap_or(0)).collect();
         let rest: Vec<Hash> = hashes.collect();
-        let (whole, trail) = rest.as_chunks::<{ TILE as usize }>();
-        let tiles =
-            whole.iter().map(|tile| Frontier::of_tiles([], tile.iter().copied()).root()).collect();
+        let (complete, trail) = rest.as_chunks::<{ TILE as usize }>();
+        let tiles = complete
+            .iter()
+            .map(|tile| Frontier::of_tiles([], tile.iter().copied()).root())
+            .collect();
         let mut tally = Aggregates::default();
         for (recorded, facts) in &inner.facts {
             tally.add(time(*recorded), facts);

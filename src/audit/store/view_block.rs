@@ -78,12 +78,12 @@ impl Block {
             BlockPosition::Memory { block, count } => {
                 let inner = block.inner.read();
                 let positions = inner.terms.get(&field).and_then(|values| values.get(value));
-                let within = |at: &usize| at < count;
+                let in_range = |at: &usize| at < count;
                 Ok(positions
                     .into_iter()
                     .flatten()
                     .map(|at| usize::from(*at))
-                    .filter(within)
+                    .filter(in_range)
                     .collect())
             }
             BlockPosition::Segment { segment, meta } => {
@@ -118,8 +118,8 @@ impl Block {
         match &self.0 {
             BlockPosition::Memory { block, count } => {
                 let inner = block.inner.read();
-                let within = inner.answered.iter().filter(|(_, at)| usize::from(*at) < *count);
-                Ok(within.map(|(intent, _)| usize::from(*intent)).collect())
+                let in_range = inner.answered.iter().filter(|(_, at)| usize::from(*at) < *count);
+                Ok(in_range.map(|(intent, _)| usize::from(*intent)).collect())
             }
             BlockPosition::Segment { segment, meta } => match segment.unindexed(meta)? {
                 Some(sealing) => Ok(sealing.positions(Field::Kind, ANSWERED)),
@@ -195,11 +195,11 @@ impl Block {
                 let ragged = (TILE - block.first % TILE) % TILE;
                 let (lead, rest) =
                     leaves.split_at(usize::try_from(ragged).unwrap_or(0).min(leaves.len()));
-                let (whole, trail) = rest.as_chunks::<{ TILE as usize }>();
+                let (complete, trail) = rest.as_chunks::<{ TILE as usize }>();
                 let root = |tile: &[Hash; TILE as usize]| {
                     Frontier::of_tiles([], tile.iter().copied()).root()
                 };
-                (lead.to_vec(), whole.iter().map(root).collect(), trail.to_vec())
+                (lead.to_vec(), complete.iter().map(root).collect(), trail.to_vec())
             }
             BlockPosition::Segment { meta, .. } => {
                 (meta.lead.clone(), meta.tiles.clone(), meta.trail.clone())

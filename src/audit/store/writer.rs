@@ -212,8 +212,12 @@ impl Writer {
 
     /// Maximum number of records of the next commit, which belongs to one block.
     fn room(&self) -> usize {
-        let left = self.current.as_ref().map_or(super::BLOCK, |current| current.growing.room());
-        usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(self.pending_events.len()).max(1)
+        let remaining =
+            self.current.as_ref().map_or(super::BLOCK, |current| current.growing.room());
+        usize::try_from(remaining)
+            .unwrap_or(usize::MAX)
+            .saturating_sub(self.pending_events.len())
+            .max(1)
     }
 
     /// Commits these records in one frame, after the queued events.

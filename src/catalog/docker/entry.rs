@@ -175,18 +175,18 @@ fn policy(entry: &mut Object<'_>, report: &mut Report) {
 
 fn container(
     draft: &mut Draft<'_>,
-    given: &ContainerSettings<'_>,
+    settings: &ContainerSettings<'_>,
     reader: &Reader<'_>,
     report: &mut Report,
 ) -> Option<Run> {
-    let located = given.image?;
+    let located = settings.image?;
     let image = located
         .text
         .parse::<Image>()
         .map_err(|error| report.problem(located.place, error.to_string()))
         .ok()?;
     let mut arguments = Vec::new();
-    for located in &given.command {
+    for located in &settings.command {
         let Some(filled) = reader.fill(*located, Into::Argument, report) else { continue };
         if filled.is_empty() {
             report.left_out(
@@ -206,10 +206,10 @@ fn container(
         arguments.extend(filled);
     }
     draft.arguments_hold_no_secret(&arguments, located.place, report);
-    for located in &given.volumes {
+    for located in &settings.volumes {
         volume(draft, *located, reader, report);
     }
-    if let Some(located) = given.user {
+    if let Some(located) = settings.user {
         match reader.fill(located, Into::User, report).as_deref() {
             Some([user]) => draft.user(user, located.place, report),
             Some(_) => report.left_out(located.place, "the user has no value"),

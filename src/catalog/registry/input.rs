@@ -145,7 +145,7 @@ impl Reader {
         if !choices.is_empty() && values.iter().any(wrong) {
             report.problem(
                 node.place,
-                format!("the value of `{}` is none of its choices", brief(key)),
+                format!("the value of `{}` is not one of its choices", brief(key)),
             );
         }
         if values.is_empty() {

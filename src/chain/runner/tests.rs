@@ -142,8 +142,8 @@ async fn interceptor_that_reads_labels_runs_again_for_new_ones() {
         .run()
         .await;
     assert_eq!(result.unwrap_err().code, Code::PolicyDenied);
-    let asked: Vec<_> = log.iter().map(|line| line.split(' ').next().unwrap()).collect();
-    assert_eq!(asked, ["a", "reader", "b", "c", "reader"]);
+    let called: Vec<_> = log.iter().map(|line| line.split(' ').next().unwrap()).collect();
+    assert_eq!(called, ["a", "reader", "b", "c", "reader"]);
     assert_eq!(exchange.labels, ["tainted".to_owned()].into());
     // The client's own labels are not carried.
     assert!(trail.added_labels.is_empty());

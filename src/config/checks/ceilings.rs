@@ -9,7 +9,7 @@ const ALL: &str = "/limits/servers";
 
 pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server, ceilings: &Ceilings) {
     let resources = &server.resources;
-    let whole = |number: usize| number as f64;
+    let as_float = |number: usize| number as f64;
     let local = server.url.is_none();
     let numbers = [
         (
@@ -22,9 +22,9 @@ pub(super) fn check(checker: &mut Checker<'_>, at: &str, server: &Server, ceilin
         (local, "resources/pids", resources.pids.into(), ceilings.pids.map(f64::from)),
         (local, "resources/tmp-mib", resources.tmp_mib as f64, ceilings.tmp_mib.map(|n| n as f64)),
         (local, "resources/files", resources.files.into(), ceilings.files.map(f64::from)),
-        (true, "instances", whole(server.instances), ceilings.instances.map(whole)),
-        (local, "warm", whole(server.warm), ceilings.warm.map(whole)),
-        (local, "replicas", whole(server.replicas), ceilings.replicas.map(whole)),
+        (true, "instances", as_float(server.instances), ceilings.instances.map(as_float)),
+        (local, "warm", as_float(server.warm), ceilings.warm.map(as_float)),
+        (local, "replicas", as_float(server.replicas), ceilings.replicas.map(as_float)),
     ];
     for (applies, key, number, ceiling) in numbers {
         if let (true, Some(ceiling)) = (applies, ceiling.filter(|ceiling| number > *ceiling)) {

@@ -113,10 +113,10 @@ fn of_target(checker: &mut Checker<'_>, at: &str, export: &Export, target: &Targ
     if let Some(format) = export.format
         && !target.formats().contains(&format)
     {
-        let known: Vec<String> = target.formats().iter().map(|f| format!("`{f}`")).collect();
-        let help = match known.as_slice() {
+        let formats: Vec<String> = target.formats().iter().map(|f| format!("`{f}`")).collect();
+        let help = match formats.as_slice() {
             [] => "remove it: PostgreSQL has columns".to_owned(),
-            known => format!("known here: {}", known.join(", ")),
+            formats => format!("known here: {}", formats.join(", ")),
         };
         checker.conflict(
             &child(at, "format"),

@@ -23,13 +23,13 @@ pub(super) fn check(checker: &mut Checker<'_>, config: &Config) {
         for (index, signer) in server.signed_by.iter().enumerate() {
             let at = child(&at, index);
             if !config.signers.contains_key(signer) {
-                let known = config.signers.keys().map(|name| name.as_str());
+                let names = config.signers.keys().map(|name| name.as_str());
                 let mut finding = checker.document.at_value(
                     &at,
                     Code::BadValue,
                     format!("`[signers.{}]` does not exist", brief(signer.as_str())),
                 );
-                if let Some(near) = nearest(signer.as_str(), known) {
+                if let Some(near) = nearest(signer.as_str(), names) {
                     finding = finding.label(format!("did you mean `{near}`?"));
                 }
                 let help = "add it: with `key`, or with `issuer`, `subject` and `trusted-root`";

@@ -9,7 +9,7 @@ fn plugin_has_exactly_one_location() {
         // The registry decides whether a tag alone is refused.
         assert_eq!(plugin(lines), "", "{lines}");
     }
-    for (lines, told) in [
+    for (lines, message) in [
         ("", "the location of the plugin is missing"),
         (&*format!("path = \"a.wasm\"\n{pinned}"), "the plugin also has a `path`"),
         (&format!("{pinned}\nallow-unpinned = true"), "is always pinned"),
@@ -20,7 +20,7 @@ fn plugin_has_exactly_one_location() {
         ("oci = \"ghcr.io/acme/a@sha256:12\"", "a digest is `sha256:`"),
     ] {
         let found = plugin(lines);
-        assert!(found.contains(told), "{lines}: {found}");
+        assert!(found.contains(message), "{lines}: {found}");
     }
 }
 

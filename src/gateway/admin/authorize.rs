@@ -126,7 +126,7 @@ fn allowed(required_role: RequiredRole, peer: &Peer) -> Result<(), Problem> {
     };
     Err(Problem::new(
         StatusCode::FORBIDDEN,
-        format!("this is for {whom}, and {who} is none of them"),
+        format!("this is for {whom}, and {who} is not one of them"),
     )
     .code(ROLE_MISSING)
     .remedy(remedy))
@@ -143,9 +143,9 @@ async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result
         )
         .remedy("ask for less at once")
     })?;
-    let asked = recorded_query(&body);
+    let body_query = recorded_query(&body);
     let request = Request::from_parts(parts, Body::from(body));
-    let action = action(peer, &request, asked, None);
+    let action = action(peer, &request, body_query, None);
     if peer.rights.owner {
         recorder.audit.record_best_effort(action).await;
         return Ok(request);
@@ -165,7 +165,7 @@ async fn on_record(recorder: &Recorder, peer: &Peer, request: Request) -> Result
 fn action(
     peer: &Peer,
     request: &Request,
-    asked: Option<String>,
+    body_query: Option<String>,
     refused: Option<&Problem>,
 ) -> AdminAction {
     let verb = format!("{} {}", request.method(), request.uri().path());
@@ -175,7 +175,7 @@ fn action(
         user: peer.user.as_deref().map(str::to_owned),
         pid: peer.pid,
         verb: cut(&verb, RECORDED),
-        target: asked.or(query),
+        target: body_query.or(query),
         code: refused.map(|problem| problem.code.clone()),
         decision: if refused.is_some() { Decision::Refused } else { Decision::Allowed },
     }

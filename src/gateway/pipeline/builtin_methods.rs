@@ -198,10 +198,10 @@ impl BuiltinMethods {
         let View::One(name) = &client.view else { return None };
         let (server, revision) = (self.router.server(name)?, client.revision);
         server.known_eras().await;
-        let known = server.handshake(revision).await;
+        let stored = server.handshake(revision).await;
         let starting = tokio::spawn(async move { shared_instance(&server, revision).await });
-        if known.is_some() {
-            return known;
+        if stored.is_some() {
+            return stored;
         }
         let (_, running) = tokio::time::timeout(SOON, starting).await.ok()?.ok()?.ok()?;
         Some(running.handshake.clone())

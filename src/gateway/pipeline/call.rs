@@ -180,7 +180,7 @@ impl ServerCalls {
                     return self.park(&context, SuspendedCall::new(dialogue, open, at));
                 }
             };
-            let asked = match &reply {
+            let input_required = match &reply {
                 Reply::Result(result) if modern && !client.revision.is_modern() => {
                     Object::parse(result.clone())
                         .ok()
@@ -188,9 +188,11 @@ impl ServerCalls {
                 }
                 _ => None,
             };
-            let Some(asked) = asked else { return self.translate_reply(&context, revision, reply) };
-            let answers = self.collect_inputs(&context, &asked).await?;
-            params = Some(with_answers(params.as_ref(), &asked, &answers));
+            let Some(input_required) = input_required else {
+                return self.translate_reply(&context, revision, reply);
+            };
+            let answers = self.collect_inputs(&context, &input_required).await?;
+            params = Some(with_answers(params.as_ref(), &input_required, &answers));
         }
         let failure = CallError::Misbehaved(format!("it requested more input {ROUNDS} times"));
         Err(failed(&failure, &context))
@@ -354,11 +356,11 @@ impl ServerCalls {
         context: &CallContext<'_>,
         mut parked: SuspendedCall,
     ) -> Result<Answer, Refusal> {
-        let given = Object::parse(context.exchange.request.raw().clone())
+        let responses = Object::parse(context.exchange.request.raw().clone())
             .ok()
             .and_then(|params| params.object("inputResponses"));
         for open in std::mem::take(&mut parked.open) {
-            match given.as_ref().and_then(|given| given.get(open.key())) {
+            match responses.as_ref().and_then(|responses| responses.get(open.key())) {
                 // On a task of its own, so that it is recorded to its end.
                 Some(result) => {
                     let party = Party::Client(context.client.principal.kind.clone());
@@ -389,11 +391,11 @@ impl ServerCalls {
     async fn collect_inputs(
         &self,
         context: &CallContext<'_>,
-        asked: &Object,
+        input_required: &Object,
     ) -> Result<Vec<(String, Bytes)>, Refusal> {
         let misbehaved =
             || failed(&CallError::Misbehaved("its `inputRequests` are malformed".into()), context);
-        let Some(requests) = asked.get("inputRequests") else {
+        let Some(requests) = input_required.get("inputRequests") else {
             tokio::time::sleep(RETRY_INTERVAL).await;
             return Ok(Vec::new());
         };
@@ -512,11 +514,15 @@ fn failed(failure: &CallError, context: &CallContext<'_>) -> Refusal {
 }
 
 /// The `params` of the next attempt: with the client's answers and the server's own state.
-fn with_answers(params: Option<&Bytes>, asked: &Object, answers: &[(String, Bytes)]) -> Bytes {
+fn with_answers(
+    params: Option<&Bytes>,
+    input_required: &Object,
+    answers: &[(String, Bytes)],
+) -> Bytes {
     let empty = Bytes::from_static(b"{}");
     let pairs: Vec<_> = answers.iter().map(|(key, text)| (key.as_str(), Some(&text[..]))).collect();
     let responses = Object::parse(empty.clone()).map(|object| object.with(&pairs)).ok();
-    let state = asked.get("requestState");
+    let state = input_required.get("requestState");
     let edits = [
         ("inputResponses", responses.as_deref().filter(|_| !answers.is_empty())),
         ("requestState", state.as_deref()),

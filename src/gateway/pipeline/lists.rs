@@ -170,13 +170,13 @@ mod tests {
         let hints = r#""resultType":"complete","ttlMs":60000,"cacheScope":"private""#;
         let modern =
             r#"{"_meta":{"n":5.0},"resultType":"complete","ttlMs":9,"cacheScope":"public","x":1}"#;
-        let kept = r#"{"_meta":{"n":5.0},"resultType":"complete","ttlMs":60000,"cacheScope":"private","x":1"#;
+        let prefix = r#"{"_meta":{"n":5.0},"resultType":"complete","ttlMs":60000,"cacheScope":"private","x":1"#;
         // A legacy server's own member of such a name says nothing to its clients of that era.
         let legacy = r#"{"_meta":{},"ttlMs":"x"}"#;
         for (members, to_modern, expected) in [
             (None, false, format!("{{{ITEMS}}}")),
             (None, true, format!("{{{ITEMS},{hints}}}")),
-            (Some((modern, true)), true, format!("{kept},{ITEMS}}}")),
+            (Some((modern, true)), true, format!("{prefix},{ITEMS}}}")),
             (Some((modern, true)), false, format!(r#"{{"_meta":{{"n":5.0}},"x":1,{ITEMS}}}"#)),
             (Some((legacy, false)), false, format!(r#"{{"_meta":{{}},"ttlMs":"x",{ITEMS}}}"#)),
             (

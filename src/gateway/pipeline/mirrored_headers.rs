@@ -51,11 +51,11 @@ pub(super) fn for_server(
     exchange: &Exchange,
 ) -> Vec<(String, String)> {
     let Target::Tool { .. } = exchange.target else { return Vec::new() };
-    let known = repeated(exchange).unwrap_or_default();
-    let mut headers = known.headers(exchange.arguments());
+    let repeated_params = repeated(exchange).unwrap_or_default();
+    let mut headers = repeated_params.headers(exchange.arguments());
     let others = caller.headers.iter().flat_map(|headers| headers.iter());
     let others = others
-        .filter(|(name, _)| name.as_str().starts_with(PARAM) && !known.has(name))
+        .filter(|(name, _)| name.as_str().starts_with(PARAM) && !repeated_params.has(name))
         .filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)))
         .filter(|(name, value)| {
             let clean = decoded(value).is_some_and(|text| {

@@ -160,11 +160,11 @@ impl RefusalSampler {
         address: Option<SocketAddr>,
     ) -> Option<Arc<Summary>> {
         let network = address.map(|address| network(address.ip()));
-        let known = principal.filter(|principal| principal.verified);
-        let (source, recorded) = match known {
-            Some(known) => {
-                let recorded = self.principals.check_key(&known.kind).is_ok();
-                (Source::Principal(known.kind.clone()), recorded)
+        let verified = principal.filter(|principal| principal.verified);
+        let (source, recorded) = match verified {
+            Some(verified) => {
+                let recorded = self.principals.check_key(&verified.kind).is_ok();
+                (Source::Principal(verified.kind.clone()), recorded)
             }
             None => {
                 let recorded = self.networks.len() <= MAX_NETWORKS

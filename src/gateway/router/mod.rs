@@ -88,11 +88,11 @@ impl Router {
                 true => prefixes.iter().filter(|other| *other != own).cloned().collect(),
                 false => Vec::new(),
             };
-            let kept = before
+            let existing = before
                 .get(&server.name)
                 .filter(|server_lists| server_lists.is_of(&server, &others));
             let server_lists =
-                kept.cloned().unwrap_or_else(|| ServerLists::new(server.clone(), others));
+                existing.cloned().unwrap_or_else(|| ServerLists::new(server.clone(), others));
             (server.name.clone(), server_lists)
         });
         self.lists_by_server.store(Arc::new(lists_by_server.collect()));
@@ -154,7 +154,7 @@ impl Router {
                 let server = server_lists.server.clone();
                 let tool = if sight.tool(&server.name, &name) {
                     let server_lists = server_lists.of(client, ListKind::Tools).await;
-                    let found = server_lists.whole(ListKind::Tools).await;
+                    let found = server_lists.complete(ListKind::Tools).await;
                     let catalog = found.map_err(|failure| failure.refusal(&server.name))?;
                     match view {
                         View::All => catalog.get(&outer).cloned(),
@@ -236,7 +236,7 @@ impl Router {
             return Err(unknown(&near));
         };
         if tool_names::may_be_changed(inner) && sight.server(&server_lists.server.name) {
-            let found = server_lists.of(client, offer).await.whole(offer).await;
+            let found = server_lists.of(client, offer).await.complete(offer).await;
             let catalog = found.map_err(|failure| failure.refusal(&server_lists.server.name))?;
             if let Some(item) = catalog.get(outer) {
                 return Ok((server_lists, item.name.clone()));
@@ -317,7 +317,7 @@ impl Router {
         let mut prompt = None;
         if could(&server_lists.server.name, &name) {
             let lists = server_lists.of(client, ListKind::Prompts).await;
-            let found = lists.whole(ListKind::Prompts).await;
+            let found = lists.complete(ListKind::Prompts).await;
             let catalog = found.map_err(|failure| failure.refusal(&server_lists.server.name))?;
             prompt = match view {
                 View::All => catalog.get(outer).cloned(),

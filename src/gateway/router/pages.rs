@@ -123,7 +123,7 @@ impl Router {
             ttl_ms: parts.iter().filter_map(Part::ttl_ms).min().unwrap_or_default(),
             ..Page::default()
         };
-        let mut left = room.bytes;
+        let mut remaining = room.bytes;
         let mut last = None;
         for part in &parts {
             let names: Vec<(&str, &Arc<Definition>)> = match view {
@@ -148,12 +148,12 @@ impl Router {
                 }
                 let text = with_merged_name(item, offer, name);
                 if let Some(last) = last.take()
-                    && (page.items.len() >= room.items.max(1) || text.len() > left)
+                    && (page.items.len() >= room.items.max(1) || text.len() > remaining)
                 {
                     page.next = Some(last);
                     return Ok(page);
                 }
-                left = left.saturating_sub(text.len());
+                remaining = remaining.saturating_sub(text.len());
                 page.items.push(text);
                 let server = part.server_lists.server.name.clone();
                 last = Some(Cursor { server, name: name.to_owned(), at });
@@ -174,9 +174,8 @@ impl Router {
     ) -> bool {
         matches!(offer, ListKind::Resources | ListKind::Templates)
             && parts.iter().take_while(|earlier| earlier.at < part.at).any(|earlier| {
-                let known = earlier.server_lists.last_list(offer);
-                known
-                    .as_ref()
+                let last = earlier.server_lists.last_list(offer);
+                last.as_ref()
                     .and_then(|catalog| catalog.get(name))
                     .is_some_and(|item| sight.item(offer, item))
             })

@@ -147,8 +147,8 @@ impl ServerLists {
         if let Some(last) = last {
             return Ok(last);
         }
-        let left = patience.saturating_sub(flight.since.elapsed());
-        if let Ok(answer) = tokio::time::timeout(left, flight.answer.clone()).await {
+        let remaining = patience.saturating_sub(flight.since.elapsed());
+        if let Ok(answer) = tokio::time::timeout(remaining, flight.answer.clone()).await {
             return answer;
         }
         if self.is_missed(offer, &flight) {
@@ -169,7 +169,7 @@ impl ServerLists {
             self.flight(offer);
             return Ok(last);
         }
-        self.whole(offer).await
+        self.complete(offer).await
     }
 
     /// The last list of a server that is not running. If the server's new list differs, listeners
@@ -204,7 +204,10 @@ impl ServerLists {
     ///
     /// # Errors
     /// A [`CallError`] if the server does not return it.
-    pub async fn whole(self: &Arc<Self>, offer: ListKind) -> Result<Arc<MergedNames>, CallError> {
+    pub async fn complete(
+        self: &Arc<Self>,
+        offer: ListKind,
+    ) -> Result<Arc<MergedNames>, CallError> {
         if let Some(fresh) = self.fresh_list(offer) {
             return self.settle(offer, fresh);
         }

@@ -102,12 +102,12 @@ fn bound(server: &Server, exchange: &Exchange) -> [u8; 32] {
     part(&serde_json::to_vec(&server.settings).unwrap_or_default());
     part(exchange.method.as_str().as_bytes());
     if let Some(params) = exchange.request.value().as_object() {
-        let mut asked: Vec<_> = params
+        let mut members: Vec<_> = params
             .iter()
             .filter(|(key, _)| !["_meta", "requestState", "inputResponses"].contains(&key.as_str()))
             .collect();
-        asked.sort_by_key(|(key, _)| *key);
-        for (key, value) in asked {
+        members.sort_by_key(|(key, _)| *key);
+        for (key, value) in members {
             part(key.as_bytes());
             part(sorted(value).to_string().as_bytes());
         }

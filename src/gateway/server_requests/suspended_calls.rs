@@ -112,12 +112,12 @@ impl PendingInput {
     /// Sends the client's response through the chain to the server.
     pub async fn complete(mut self, result: Bytes) {
         if let Some((question, id, answer)) = self.inner.take() {
-            let given = match answer.is_closed() {
+            let outcome = match answer.is_closed() {
                 // The server withdrew it meanwhile.
                 true => Err(withdrawn()),
                 false => Ok(Answer::Result(Payload::new(result))),
             };
-            let _ = answer.send(self.requests.complete(question, &id, given).await);
+            let _ = answer.send(self.requests.complete(question, &id, outcome).await);
         }
     }
 }

@@ -109,7 +109,7 @@ impl Servers {
         self.recorder.audit.record_best_effort(ConfigRejected { file, reason }).await;
     }
 
-    /// Applies the servers of a reloaded config that passed all checks. With `asked`, an operator
+    /// Applies the servers of a reloaded config that passed all checks. With `requested`, an operator
     /// requested the reload, and the log reports it even without changes.
     pub async fn apply_config(self: &Arc<Self>, loaded: &Loaded, requested: bool) {
         let taken = {

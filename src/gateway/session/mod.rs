@@ -121,7 +121,7 @@ impl Labels {
         if self.0.contains_key(label) {
             return true;
         }
-        if self.0.values().filter(|given| **given == by).count() >= MOST_LABELS {
+        if self.0.values().filter(|source| **source == by).count() >= MOST_LABELS {
             return false;
         }
         self.0.insert(label.to_owned(), by);

@@ -175,7 +175,7 @@ mod tests {
     async fn buffered_events_are_limited() {
         let budget = Arc::new(Budget::default());
         let streams = Streams::new(budget.clone());
-        let kept = || budget.used();
+        let buffered = || budget.used();
         let mib = Bytes::from(vec![b'x'; BYTES]);
         for _ in 0..40 {
             let stream = streams.open();
@@ -186,7 +186,7 @@ mod tests {
         }
         assert!(!budget.is_exceeded());
         drop(streams);
-        assert_eq!(kept(), 0);
+        assert_eq!(buffered(), 0);
 
         let streams = Streams::new(budget.clone());
         let stream = streams.open();
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(drain(&mut reader).await.len(), EVENTS + 1);
         assert!(streams.resume(&format!("1-{EVENTS}")).is_err());
         drop((reader, streams, stream));
-        assert_eq!(kept(), 0);
+        assert_eq!(buffered(), 0);
     }
 
     #[test]
@@ -213,8 +213,8 @@ mod tests {
         for _ in 0..2 * STREAMS {
             streams.open().end();
         }
-        let kept = streams.of_requests.lock().streams.len();
-        assert!(kept <= STREAMS + 2, "{kept}");
+        let retained = streams.of_requests.lock().streams.len();
+        assert!(retained <= STREAMS + 2, "{retained}");
         assert!(streams.of_requests.lock().streams.contains_key(&request.number));
     }
 }

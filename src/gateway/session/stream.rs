@@ -224,15 +224,15 @@ impl Stream {
         let from = (last + 1).max(state.first);
         let rest = state.events.iter().skip(usize::try_from(from - state.first).ok()?);
         let (mut waiting, mut lost) = (0, from > last + 1);
-        for kept in rest.clone() {
-            match &kept.text {
+        for event in rest.clone() {
+            match &event.text {
                 Some(text) => waiting += text.len(),
                 None => lost = true,
             }
         }
         if lost {
             // An ended stream is useless without its last event.
-            if state.ended && rest.last().is_none_or(|kept| kept.text.is_none()) {
+            if state.ended && rest.last().is_none_or(|event| event.text.is_none()) {
                 return None;
             }
             tracing::info!(stream = self.number, "stream resumed with events missing");
@@ -262,7 +262,7 @@ impl Stream {
     }
 
     /// Completes when the reader is gone.
-    pub async fn left(&self) {
+    pub async fn disconnected(&self) {
         let mut changes = self.changes.subscribe();
         while self.state.lock().has_reader {
             if changes.changed().await.is_err() {
@@ -308,14 +308,14 @@ impl State {
     }
 
     fn forget_first(&mut self, budget: Option<&Budget>) -> bool {
-        let Some(kept) = self.events.pop_front() else { return false };
+        let Some(event) = self.events.pop_front() else { return false };
         if self.first >= self.next {
-            self.waiting -= kept.text.as_ref().map_or(0, Bytes::len);
+            self.waiting -= event.text.as_ref().map_or(0, Bytes::len);
         }
         self.first += 1;
-        self.charged -= kept.charged;
+        self.charged -= event.charged;
         if let Some(budget) = budget {
-            budget.release(kept.charged);
+            budget.release(event.charged);
         }
         true
     }
@@ -372,15 +372,15 @@ impl Reader {
         }
         let rest = to_index(state.next - state.first);
         let found = state.events.iter_mut().enumerate().skip(rest);
-        let mut found = found.filter_map(|(at, kept)| Some((at, kept.text.take()?, kept)));
-        let Some((at, text, kept)) = found.next() else {
+        let mut found = found.filter_map(|(at, event)| Some((at, event.text.take()?, event)));
+        let Some((at, text, event)) = found.next() else {
             return if state.ended { NextEvent::Over } else { NextEvent::Wait };
         };
         let number = state.first + at as u64;
         state.next = number + 1;
         state.waiting -= text.len();
-        if kept.charged == text.len() {
-            kept.text = Some(text.clone());
+        if event.charged == text.len() {
+            event.text = Some(text.clone());
         } else {
             // Sent events give way to it.
             let (bytes, budget) = (text.len(), stream.budget.as_deref());
@@ -392,10 +392,10 @@ impl Reader {
             let charged = stream.charge(state, bytes);
             state.charged += charged;
             if charged > 0
-                && let Some(kept) = state.events.get_mut(to_index(number - state.first))
+                && let Some(event) = state.events.get_mut(to_index(number - state.first))
             {
                 // A copy, since the response holds its principal's permit.
-                *kept = BufferedEvent { text: Some(Bytes::copy_from_slice(&text)), charged };
+                *event = BufferedEvent { text: Some(Bytes::copy_from_slice(&text)), charged };
             }
         }
         if stream.budget.is_none() {
@@ -459,7 +459,7 @@ mod tests {
             }
             if resumable {
                 stream.send(text("x")).await.unwrap();
-                stream.left().await;
+                stream.disconnected().await;
                 assert!(reader.next().await.is_none());
             } else {
                 assert_eq!(stream.send(text("x")).await, Err(TooSlow));

@@ -140,10 +140,10 @@ impl Obligations {
             let words = "a check on this message could not be completed";
             Refusal::new(Code::InterceptorFault, words).detail(fault.to_string())
         })?;
-        let asked = |rule: &Rule| record.trail.rules.contains(rule);
+        let is_recorded = |rule: &Rule| record.trail.rules.contains(rule);
         match verdict.decision {
             Decision::Refuse(refusal) => Err(refusal),
-            Decision::Pass if verdict.rules.iter().all(asked) => Ok(()),
+            Decision::Pass if verdict.rules.iter().all(is_recorded) => Ok(()),
             // The conditions of the permit have changed.
             _ => {
                 let words = "the policies changed while the call waited for approval: call again";

@@ -39,7 +39,7 @@ impl SessionLabels {
     /// The labels of a client.
     pub fn of(&self, client: &PrincipalKind) -> BTreeSet<String> {
         match self.0.lock().get(client) {
-            Some((labels, given)) if given.elapsed() < CARRIED => labels.all(),
+            Some((labels, given_at)) if given_at.elapsed() < CARRIED => labels.all(),
             _ => BTreeSet::new(),
         }
     }
@@ -47,15 +47,15 @@ impl SessionLabels {
     /// Adds labels to a client with `give`, for [`CARRIED`]. Returns the result of `give`.
     fn give(&self, client: &PrincipalKind, give: impl FnOnce(&mut Labels) -> bool) -> bool {
         let mut carried = self.0.lock();
-        let (all, given) =
+        let (all, given_at) =
             carried.entry(client.clone()).or_insert_with(|| (Labels::default(), Instant::now()));
-        if given.elapsed() >= CARRIED {
+        if given_at.elapsed() >= CARRIED {
             all.clear();
         }
         let taken = give(all);
         // If there is no room for more labels, the expiry stays as it is.
         if taken {
-            *given = Instant::now();
+            *given_at = Instant::now();
         }
         taken
     }
@@ -162,9 +162,9 @@ impl Obligations {
         // Before a person is asked, since a failure would waste the approval.
         self.apply_labels(exchange, &record.trail.added_labels)?;
         self.approved(exchange, record).await?;
-        let asked = exchange.obligations.iter().flat_map(|obligations| &obligations.labels);
+        let requested = exchange.obligations.iter().flat_map(|obligations| &obligations.labels);
         self.label(exchange, |labels| {
-            asked.for_each(|label| labels.give(label));
+            requested.for_each(|label| labels.give(label));
             true
         });
         Ok(())

@@ -114,14 +114,14 @@ impl Subscriptions {
     ) -> Result<Answer, Refusal> {
         let invalid = |why: &str| Refusal::new(Code::InvalidParams, why.to_owned());
         let notifications = exchange.request.value().get("notifications");
-        let asked: Filter =
+        let requested: Filter =
             notifications.ok_or_else(|| invalid("`notifications` must be an object")).and_then(
                 |filter| Filter::deserialize(filter).map_err(|error| invalid(&error.to_string())),
             )?;
-        if asked.resource_subscriptions.len() > MOST {
+        if requested.resource_subscriptions.len() > MOST {
             return Err(invalid(&format!("at most {MOST} resources can be watched")));
         }
-        let mut granted = Filter { resource_subscriptions: Vec::new(), ..asked.clone() };
+        let mut granted = Filter { resource_subscriptions: Vec::new(), ..requested.clone() };
         let listening = Listening { hub: self.clone(), key: self.listeners.next() };
         let listener = Arc::new(Listener {
             client: client.clone(),
@@ -135,13 +135,13 @@ impl Subscriptions {
         self.listeners.all.lock().insert(listening.key, listener.clone());
         // Concurrently, so that a server can open one subscription for all of them.
         // On tasks of their own, so that each is recorded to its end.
-        let asked_for = asked.resource_subscriptions.iter().map(|uri| {
+        let requested_uris = requested.resource_subscriptions.iter().map(|uri| {
             let (hub, client, uri) = (self.clone(), client.clone(), uri.clone());
             let subscriber = Subscriber::Listener(listening.key);
             self.tasks.spawn(async move { hub.grant(&client, subscriber, uri).await })
         });
-        let found = futures_util::future::join_all(asked_for).await;
-        for (uri, found) in asked.resource_subscriptions.iter().zip(found) {
+        let found = futures_util::future::join_all(requested_uris).await;
+        for (uri, found) in requested.resource_subscriptions.iter().zip(found) {
             if found.unwrap_or(false) {
                 granted.resource_subscriptions.push(uri.clone());
             }
@@ -325,11 +325,11 @@ impl Subscriptions {
         };
         for session in self.sessions.all() {
             let client = ClientContext::at(&session);
-            let meant = match &subscribers {
+            let subscribed = match &subscribers {
                 Some(subscribers) => subscribers.contains(&Subscriber::Session(session.id.clone())),
                 None => has(&client),
             };
-            if !meant || !session.has_reader() || !sees(&client) {
+            if !subscribed || !session.has_reader() || !sees(&client) {
                 continue;
             }
             reported = true;
@@ -339,11 +339,11 @@ impl Subscriptions {
             }
         }
         for (key, listener) in self.listeners.reported() {
-            let meant = match &subscribers {
+            let subscribed = match &subscribers {
                 Some(subscribers) => subscribers.contains(&Subscriber::Listener(key)),
                 None => listener.filter.lists(method.as_str()) && has(&listener.client),
             };
-            if !meant || !sees(&listener.client) {
+            if !subscribed || !sees(&listener.client) {
                 continue;
             }
             reported = true;

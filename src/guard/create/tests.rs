@@ -366,8 +366,8 @@ fn network_is_held_for_one_container_by_a_minimal_one() {
 
     // The joining container names its owner, and gets the id of the pause container made for it.
     let joins = |body: &Value, name: &str| {
-        let found = |container: &str, asked: &NamespaceHold| {
-            (container == "h" && *asked == holding).then(|| "0123".to_owned())
+        let found = |container: &str, requested: &NamespaceHold| {
+            (container == "h" && *requested == holding).then(|| "0123".to_owned())
         };
         check(body.to_string().as_bytes(), name, &rules, found)
     };

@@ -61,7 +61,7 @@ struct SchemaNode<'s> {
 
 struct Members<'s> {
     /// Where the schemas of each lead, once that was asked.
-    known: HashMap<&'s str, Option<usize>>,
+    declared: HashMap<&'s str, Option<usize>>,
     folded: HashMap<Cow<'s, str>, &'s str>,
     /// Patterns of other names.
     patterns: Rc<[Pattern<'s>]>,
@@ -120,10 +120,11 @@ impl<'s> SchemaNames<'s> {
         let unresolved = self.nodes[at].unresolved;
         for (name, value) in object {
             let members = self.members(at)?;
-            let known = members.known.get_key_value(name.as_str()).map(|(name, to)| (*name, *to));
-            if known.is_none() {
-                if let Some(known) = members.folded.get(&fold(name.into())) {
-                    return Err(NameError::Spelled(known));
+            let declared =
+                members.declared.get_key_value(name.as_str()).map(|(name, to)| (*name, *to));
+            if declared.is_none() {
+                if let Some(declared) = members.folded.get(&fold(name.into())) {
+                    return Err(NameError::Spelled(declared));
                 }
                 let patterns = Rc::clone(&members.patterns);
                 if let Some(pattern) = self.other_case_in(&patterns, name)? {
@@ -136,7 +137,7 @@ impl<'s> SchemaNames<'s> {
             if !value.is_object() && !value.is_array() {
                 continue;
             }
-            let to = match (known, self.nodes[at].others) {
+            let to = match (declared, self.nodes[at].others) {
                 (Some((_, Some(place))), _) | (None, Some(place)) => place,
                 (Some((name, None)), _) => {
                     let schemas = &self.nodes[at].schemas;
@@ -148,7 +149,7 @@ impl<'s> SchemaNames<'s> {
                     });
                     let place = self.place(schemas.collect(), unresolved)?;
                     if let Some(members) = &mut self.nodes[at].members {
-                        members.known.insert(name, Some(place));
+                        members.declared.insert(name, Some(place));
                     }
                     place
                 }
@@ -177,14 +178,14 @@ impl<'s> SchemaNames<'s> {
                 patterns.chain(of_names.clone().filter_map(pattern)).collect();
             let names = schemas.flat_map(names_of).chain(of_names.flat_map(listed));
             let names = names.chain(patterns.iter().filter_map(|pattern| name_in(pattern.text)));
-            let known: HashMap<_, _> = names.map(|name| (name, None)).collect();
+            let declared: HashMap<_, _> = names.map(|name| (name, None)).collect();
             let patterns = patterns.into_iter().filter(|pattern| !is_one_name(pattern)).collect();
-            self.parts += known.len();
+            self.parts += declared.len();
             if self.parts > PARTS {
                 return Err(NameError::TooLarge);
             }
-            let folded = known.keys().map(|name| (fold(Cow::Borrowed(*name)), *name)).collect();
-            self.nodes[at].members = Some(Members { known, folded, patterns });
+            let folded = declared.keys().map(|name| (fold(Cow::Borrowed(*name)), *name)).collect();
+            self.nodes[at].members = Some(Members { declared, folded, patterns });
         }
         self.nodes[at].members.as_ref().ok_or(NameError::TooLarge)
     }
@@ -202,7 +203,7 @@ impl<'s> SchemaNames<'s> {
                 return Err(NameError::TooLarge);
             }
             let pattern = match self.compiled.entry(text) {
-                Entry::Occupied(known) => known.into_mut(),
+                Entry::Occupied(existing) => existing.into_mut(),
                 Entry::Vacant(new) => {
                     self.parts += PATTERN_PARTS;
                     if self.parts > PARTS {

@@ -141,13 +141,16 @@ fn name_patterns_are_matched_case_sensitively() {
     }
     // What cannot be read may mean any name.
     let unreadable = of(&["^(?!a)(path|dir)$"]);
-    let hold = |given: Value| SchemaNames::of(&unreadable).hold(given.as_object().unwrap());
+    let hold = |arguments: Value| SchemaNames::of(&unreadable).hold(arguments.as_object().unwrap());
     assert_eq!(hold(json!({ "path": 1 })), Err(NameError::Unreadable("^(?!a)(path|dir)$")));
     assert_eq!(hold(json!({})), Ok(()));
     let many: Vec<_> = (0..=PARTS / PATTERN_PARTS).map(|at| format!("^(a{at}|b)$")).collect();
     let many = of(&many.iter().map(String::as_str).collect::<Vec<_>>());
-    let given = json!({ "c": 1 });
-    assert_eq!(SchemaNames::of(&many).hold(given.as_object().unwrap()), Err(NameError::TooLarge));
+    let arguments = json!({ "c": 1 });
+    assert_eq!(
+        SchemaNames::of(&many).hold(arguments.as_object().unwrap()),
+        Err(NameError::TooLarge)
+    );
     // Matching is charged by the bytes of the names.
     let one = of(&["^(path|dir)$"]);
     let long: Map<_, _> =
@@ -211,8 +214,11 @@ fn schema_with_too_many_resources_is_refused() {
         (0..1000).map(|at| (format!("r{at}"), json!({ "$id": format!("urn:r{at}") }))).collect();
     let all: Vec<_> = (0..1000).map(|at| json!({ "$ref": format!("#/$defs/r{at}") })).collect();
     let large = json!({ "allOf": all, "$defs": resources });
-    let given = json!({ "n": 1 });
-    assert_eq!(SchemaNames::of(&large).hold(given.as_object().unwrap()), Err(NameError::TooLarge));
+    let arguments = json!({ "n": 1 });
+    assert_eq!(
+        SchemaNames::of(&large).hold(arguments.as_object().unwrap()),
+        Err(NameError::TooLarge)
+    );
 }
 
 #[test]
@@ -226,8 +232,11 @@ fn recursive_schema_is_followed_and_oversized_one_refused() {
     assert_eq!(misspelled(&tree, &grown(json!({ "Name": 1 }))).as_deref(), Some("name"));
     let names: Map<_, _> = (0..=PARTS).map(|at| (format!("n{at}"), json!({}))).collect();
     let large = json!({ "properties": names });
-    let given = json!({ "n1": 1 });
-    assert_eq!(SchemaNames::of(&large).hold(given.as_object().unwrap()), Err(NameError::TooLarge));
+    let arguments = json!({ "n1": 1 });
+    assert_eq!(
+        SchemaNames::of(&large).hold(arguments.as_object().unwrap()),
+        Err(NameError::TooLarge)
+    );
 }
 
 #[test]

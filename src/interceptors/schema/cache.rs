@@ -57,9 +57,9 @@ pub(super) struct Cache {
 impl Cache {
     /// Schemas compiled for exactly this tool.
     pub(super) fn recognise(&self, tool: &Arc<Definition>) -> Option<Arc<Checks>> {
-        let (known, checks) = self.by_address.get(&Arc::as_ptr(tool).addr())?;
+        let (cached, checks) = self.by_address.get(&Arc::as_ptr(tool).addr())?;
         // An address is reused only after all references, including weak ones, are gone.
-        (known.as_ptr() == Arc::as_ptr(tool)).then(|| checks.upgrade())?
+        (cached.as_ptr() == Arc::as_ptr(tool)).then(|| checks.upgrade())?
     }
 
     /// Schemas compiled for an equal definition.

@@ -123,9 +123,9 @@ impl Check {
         for part in error.instance_path().as_str().split('/').skip(1) {
             path.push('/');
             let name = part.replace("~1", "/").replace("~0", "~");
-            let known = self.bound.names.contains(&name);
+            let is_declared = self.bound.names.contains(&name);
             let index = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-            path.push_str(if known || (index && part.len() < 8) { part } else { "*" });
+            path.push_str(if is_declared || (index && part.len() < 8) { part } else { "*" });
         }
         let expectation = expectation(error.kind());
         match path.as_str() {

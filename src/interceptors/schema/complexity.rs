@@ -80,7 +80,7 @@ struct Node {
 
 /// The schemas within a schema; the root is the first. A schema is identified by its address.
 struct Graph<'a> {
-    within: References<'a>,
+    reference_table: References<'a>,
     ids: HashMap<usize, usize>,
     found: Vec<&'a Value>,
     nodes: Vec<Node>,
@@ -94,7 +94,7 @@ struct Graph<'a> {
 impl<'a> Graph<'a> {
     fn new(root: &'a Value, pattern_work: u64) -> Self {
         let mut graph = Self {
-            within: References::of(root),
+            reference_table: References::of(root),
             ids: HashMap::new(),
             found: Vec::new(),
             nodes: Vec::new(),
@@ -212,7 +212,7 @@ impl<'a> Graph<'a> {
 
     /// Possible targets of a reference: a JSON pointer or an anchor in the same document.
     fn targets(&self, reference: &str) -> Result<Vec<&'a Value>, Unbounded> {
-        let targets = self.within.targets(reference);
+        let targets = self.reference_table.targets(reference);
         if targets.is_empty() {
             return Err(Unbounded::Reference(crate::schema::short(reference)));
         }

@@ -288,8 +288,8 @@ async fn cache_is_limited() {
             (0..100).map(|p| json!({ "pattern": format!("^{i}-{p}$") })).collect();
         request(&schema, &with_input(json!({ "anyOf": patterns })), json!({})).await.unwrap();
     }
-    let kept = schema.cache.lock().len();
-    assert!((1..20).contains(&kept), "{kept}");
+    let cached = schema.cache.lock().len();
+    assert!((1..20).contains(&cached), "{cached}");
 }
 
 #[tokio::test]

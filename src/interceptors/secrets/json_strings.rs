@@ -205,8 +205,9 @@ fn unit(raw: &[u8]) -> (usize, [u8; 4], usize) {
                 (None, _) => (2, None),
             };
             let mut bytes = [0; 4];
-            let said = c.unwrap_or(char::REPLACEMENT_CHARACTER).encode_utf8(&mut bytes).len();
-            (len.min(raw.len()), bytes, said)
+            let decoded_len =
+                c.unwrap_or(char::REPLACEMENT_CHARACTER).encode_utf8(&mut bytes).len();
+            (len.min(raw.len()), bytes, decoded_len)
         }
         [b'\\', escape, ..] => single(
             2,
@@ -244,8 +245,8 @@ fn decode(raw: &[u8]) -> Cow<'_, [u8]> {
         let plain = memchr::memchr(b'\\', rest).unwrap_or(rest.len());
         let (text, escaped) = rest.split_at(plain);
         out.extend_from_slice(text);
-        let (len, bytes, said) = unit(escaped);
-        out.extend_from_slice(bytes.get(..said).unwrap_or_default());
+        let (len, bytes, decoded_len) = unit(escaped);
+        out.extend_from_slice(bytes.get(..decoded_len).unwrap_or_default());
         rest = escaped.get(len..).unwrap_or_default();
     }
     Cow::Owned(out)
@@ -255,12 +256,12 @@ fn decode(raw: &[u8]) -> Cow<'_, [u8]> {
 /// each begins and ends between characters.
 pub(super) fn locate(raw: &[u8], ranges: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut places = Vec::with_capacity(ranges.len());
-    let (mut at, mut said) = (0, 0);
+    let (mut at, mut decoded) = (0, 0);
     let mut go_to = |target: usize| {
-        while said < target && at < raw.len() {
+        while decoded < target && at < raw.len() {
             let (len, _, bytes) = unit(raw.get(at..).unwrap_or_default());
             at += len;
-            said += bytes;
+            decoded += bytes;
         }
         at
     };
@@ -281,8 +282,8 @@ mod tests {
     fn strings(raw: &str) -> Result<Vec<(String, String, bool)>, Malformed> {
         let mut found = Vec::new();
         each_string::<Malformed>(raw.as_bytes(), |path, text| {
-            let said = String::from_utf8(text.decoded.into_owned()).unwrap();
-            found.push((path.pointer(raw.as_bytes()), said, text.is_key));
+            let decoded = String::from_utf8(text.decoded.into_owned()).unwrap();
+            found.push((path.pointer(raw.as_bytes()), decoded, text.is_key));
             Ok(false)
         })?;
         Ok(found)
@@ -294,8 +295,8 @@ mod tests {
         let values: Vec<_> = strings(raw).unwrap().into_iter().filter(|s| !s.2).collect();
         let expect = [("/a/1", "x"), ("/a/2/b~1c~0", "y\n"), ("/d", "z")];
         assert_eq!(values.len(), expect.len());
-        for ((pointer, said, _), (place, text)) in values.iter().zip(expect) {
-            assert_eq!((pointer.as_str(), said.as_str()), (place, text));
+        for ((pointer, decoded, _), (place, text)) in values.iter().zip(expect) {
+            assert_eq!((pointer.as_str(), decoded.as_str()), (place, text));
         }
     }
 
@@ -425,14 +426,14 @@ mod tests {
             let mut expected = Vec::new();
             leaves(&value, "", &mut expected);
             let mut found = Vec::new();
-            for (pointer, said, is_key) in strings(&raw).unwrap() {
+            for (pointer, decoded, is_key) in strings(&raw).unwrap() {
                 if !is_key {
-                    found.push((pointer, said));
+                    found.push((pointer, decoded));
                 }
             }
             prop_assert_eq!(found.len(), expected.len());
-            for ((pointer, said), (place, text)) in found.iter().zip(&expected) {
-                prop_assert_eq!(said, text);
+            for ((pointer, decoded), (place, text)) in found.iter().zip(&expected) {
+                prop_assert_eq!(decoded, text);
                 if place.len() <= MAX_POINTER_CHARS {
                     prop_assert_eq!(pointer, place);
                 }

@@ -68,14 +68,14 @@ enum Side {
 /// Escape: its bytes in the text, and its value.
 struct Escape {
     len: usize,
-    said: [u8; 4],
-    said_len: usize,
+    decoded: [u8; 4],
+    decoded_len: usize,
 }
 
 /// Escape at the start of a text that begins with a backslash. `None` if JSON, Python and Markdown
 /// do not have this escape, such as `\d`: then the backslash is plain text.
 fn escape(raw: &[u8]) -> Option<Escape> {
-    let one = |len, byte| Some(Escape { len, said: [byte, 0, 0, 0], said_len: 1 });
+    let one = |len, byte| Some(Escape { len, decoded: [byte, 0, 0, 0], decoded_len: 1 });
     match *raw.get(1)? {
         b'n' => one(2, b'\n'),
         b't' => one(2, b'\t'),
@@ -95,9 +95,9 @@ fn escape(raw: &[u8]) -> Option<Escape> {
                 0xd800..=0xdbff => (12, 0x1_0000 + ((first - 0xd800) << 10) + (second()? - 0xdc00)),
                 _ => (6, first),
             };
-            let mut said = [0; 4];
-            let said_len = char::from_u32(code)?.encode_utf8(&mut said).len();
-            Some(Escape { len, said, said_len })
+            let mut decoded = [0; 4];
+            let decoded_len = char::from_u32(code)?.encode_utf8(&mut decoded).len();
+            Some(Escape { len, decoded, decoded_len })
         }
         byte if byte.is_ascii_punctuation() => one(2, byte),
         _ => None,
@@ -136,7 +136,7 @@ fn resolve(raw: &[u8]) -> Option<Vec<u8>> {
     each_escape(raw, |at, escape| {
         let out = out.get_or_insert_with(|| Vec::with_capacity(raw.len()));
         out.extend_from_slice(raw.get(copied..at).unwrap_or_default());
-        out.extend_from_slice(escape.said.get(..escape.said_len).unwrap_or_default());
+        out.extend_from_slice(escape.decoded.get(..escape.decoded_len).unwrap_or_default());
         copied = at + escape.len;
         true
     });
@@ -168,8 +168,8 @@ fn translate(raw: &[u8], ranges: &mut [Range<usize>], from: Side) {
     let (mut this_end, mut other_end) = (0, 0);
     each_escape(raw, |at, escape| {
         let (len, other_len) = match from {
-            Side::Raw => (escape.len, escape.said_len),
-            Side::Resolved => (escape.said_len, escape.len),
+            Side::Raw => (escape.len, escape.decoded_len),
+            Side::Resolved => (escape.decoded_len, escape.len),
         };
         let this = match from {
             Side::Raw => at,
@@ -265,11 +265,11 @@ mod tests {
             let mut value = format!("\"{}mark{}\"", &body[..place.start], &body[place.end..]);
             // The outermost text is complete. Inner ones are, unless their own quotes were cut.
             for _ in 0..=depth {
-                let said: String = serde_json::from_str(&value).unwrap();
-                if !(said.starts_with('"') && said.len() > 1 && said.ends_with('"')) {
+                let inner: String = serde_json::from_str(&value).unwrap();
+                if !(inner.starts_with('"') && inner.len() > 1 && inner.ends_with('"')) {
                     break;
                 }
-                value = said;
+                value = inner;
             }
         }
     }

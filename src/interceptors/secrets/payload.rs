@@ -147,16 +147,16 @@ fn breaks_json(text: &[u8], ranges: &[Range<usize>]) -> bool {
     if ranges.is_empty() || !matches!(begins, Some(b'{' | b'[' | b'"')) || !is_json(text) {
         return false;
     }
-    let mut left = Vec::with_capacity(text.len());
+    let mut remaining = Vec::with_capacity(text.len());
     let mut at = 0;
     for range in ranges {
-        left.extend_from_slice(text.get(at..range.start).unwrap_or_default());
+        remaining.extend_from_slice(text.get(at..range.start).unwrap_or_default());
         // A letter can represent a mark: neither contains anything that JSON would escape.
-        left.push(b'x');
+        remaining.push(b'x');
         at = range.end;
     }
-    left.extend_from_slice(text.get(at..).unwrap_or_default());
-    !is_json(&left)
+    remaining.extend_from_slice(text.get(at..).unwrap_or_default());
+    !is_json(&remaining)
 }
 
 /// Hits in order and disjoint. Of overlapping ones, the first longest gives its name, and the

@@ -29,7 +29,7 @@ use super::{
 /// that only their name marks as secret (see [`super::names`]).
 pub struct Scrubber {
     scanner: ArcSwap<Scanner>,
-    known: Mutex<Vec<Known>>,
+    registered: Mutex<Vec<Known>>,
 }
 
 /// Limit of parsed levels of JSON within strings of JSON.
@@ -100,10 +100,10 @@ impl Scrubber {
     ///
     /// # Errors
     /// Values with which nothing could be scanned.
-    pub fn new(known: &[Known]) -> Result<Self, Invalid> {
-        let known = once(known);
-        let scanner = ArcSwap::from_pointee(Self::scanner(&known)?);
-        Ok(Self { scanner, known: Mutex::new(known) })
+    pub fn new(registered: &[Known]) -> Result<Self, Invalid> {
+        let registered = once(registered);
+        let scanner = ArcSwap::from_pointee(Self::scanner(&registered)?);
+        Ok(Self { scanner, registered: Mutex::new(registered) })
     }
 
     /// Also searches these values from now on. Of older ones the newest are kept, so values in use
@@ -112,19 +112,19 @@ impl Scrubber {
     /// # Errors
     /// Values with which nothing could be scanned; then nothing changes.
     pub fn learn(&self, more: &[Known]) -> Result<(), Invalid> {
-        let mut known = self.known.lock();
-        let mut all = known.clone();
+        let mut registered = self.registered.lock();
+        let mut all = registered.clone();
         if add(&mut all, more) {
             self.scanner.store(Arc::new(Self::scanner(&all)?));
         }
-        *known = all;
+        *registered = all;
         Ok(())
     }
 
-    fn scanner(known: &[Known]) -> Result<Scanner, Invalid> {
+    fn scanner(registered: &[Known]) -> Result<Scanner, Invalid> {
         let rules = rules::built_in()?.to_vec();
         let mut exact = Vec::new();
-        for secret in known {
+        for secret in registered {
             let value = secret.value.expose();
             let parts: BTreeSet<_> =
                 [value].into_iter().chain(value.lines().map(str::trim)).collect();
@@ -177,17 +177,17 @@ impl Scrubber {
 fn take_out(scanner: &Scanner, text: &mut String, mut hits: Vec<Hit>) -> usize {
     // Of overlapping hits, the first one covers all.
     hits.sort_by_key(|hit| (hit.range.start, std::cmp::Reverse(hit.range.end)));
-    let mut whole: Vec<Hit> = Vec::new();
+    let mut merged: Vec<Hit> = Vec::new();
     for hit in hits {
-        match whole.last_mut() {
+        match merged.last_mut() {
             Some(last) if hit.range.start < last.range.end => {
                 last.range.end = last.range.end.max(hit.range.end);
             }
-            _ => whole.push(hit),
+            _ => merged.push(hit),
         }
     }
-    let count = whole.len();
-    let marks = whole.into_iter().map(|hit| {
+    let count = merged.len();
+    let marks = merged.into_iter().map(|hit| {
         let id = scanner.ids.get(hit.id).map_or("", String::as_str);
         (hit.range, format!("[redacted:{id}]"))
     });
@@ -391,16 +391,16 @@ impl Taking<'_> {
             return Ok(());
         }
         let mut starts = Vec::with_capacity(items.len());
-        let mut whole = String::new();
+        let mut joined = String::new();
         for item in items.iter() {
-            starts.push(whole.len());
-            whole.push_str(item.as_str().unwrap_or_default());
-            whole.push('\n');
+            starts.push(joined.len());
+            joined.push_str(item.as_str().unwrap_or_default());
+            joined.push('\n');
         }
-        self.budget.spend(whole.len())?;
-        let mut hits = self.scanner.scan(whole.as_bytes(), &mut self.budget)?;
+        self.budget.spend(joined.len())?;
+        let mut hits = self.scanner.scan(joined.as_bytes(), &mut self.budget)?;
         hits.retain(|hit| {
-            whole
+            joined
                 .get(hit.range.clone())
                 .is_some_and(|text| text.trim_end_matches('\n').contains('\n'))
         });

@@ -463,21 +463,21 @@ fn search(
     while at <= seen.len()
         && let Some(found) = rule.regex.find_at(seen, at)
     {
-        let whole = found.range();
+        let matched = found.range();
         let group = || {
-            let groups = rule.regex.captures_at(seen, whole.start)?;
+            let groups = rule.regex.captures_at(seen, matched.start)?;
             groups.get(1).map(|group| group.range())
         };
-        let secret = if rule.is_whole { None } else { group() }.unwrap_or_else(|| whole.clone());
+        let secret = if rule.is_whole { None } else { group() }.unwrap_or_else(|| matched.clone());
         if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(secret)) {
             // The character after a secret may be the one before the next.
-            at = secret.end.max(whole.start + 1);
+            at = secret.end.max(matched.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
             continue;
         }
         // A rejected match may hide one that begins within it.
-        *rejected = rejected.checked_sub(whole.len()).ok_or(Spent)?;
-        at = whole.start + 1;
+        *rejected = rejected.checked_sub(matched.len()).ok_or(Spent)?;
+        at = matched.start + 1;
     }
     Ok(())
 }

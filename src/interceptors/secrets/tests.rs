@@ -407,12 +407,12 @@ async fn newest_value_is_found_after_many_rotations() {
     let scrubber = Scrubber::new(&first).unwrap();
     let found = async |i: usize| {
         let raw = json!([value(i)]).to_string();
-        let mut kept = raw.clone();
-        scrubber.scrub(&mut kept);
+        let mut redacted = raw.clone();
+        scrubber.scrub(&mut redacted);
         let verdict = response(&secrets, &raw).await;
         let in_messages = verdict.decision != Decision::Pass;
-        assert_eq!(in_messages, kept != raw, "{i}");
-        assert!(!in_messages || kept == marked && replacement(&verdict) == marked, "{i}");
+        assert_eq!(in_messages, redacted != raw, "{i}");
+        assert!(!in_messages || redacted == marked && replacement(&verdict) == marked, "{i}");
         in_messages
     };
     let learn = |all: &[Known]| {

@@ -127,8 +127,8 @@ fn manifests_match_the_schemas_of_kubernetes() {
                 .filter(|one| one.object["kind"] != "CiliumNetworkPolicy")
                 .collect();
             assert!(known.len() >= 8, "{name}");
-            let (taken, said) = validate(version, &stream(&known));
-            assert!(taken, "{name}, {version}: {said}");
+            let (taken, message) = validate(version, &stream(&known));
+            assert!(taken, "{name}, {version}: {message}");
         }
     }
     let wrong = stream(&least().manifests().unwrap()).replace("readOnlyRootFilesystem", "readOnly");

@@ -27,7 +27,7 @@ const KIND: &str = "application/vnd.oci.image.manifest.v1+json";
 /// Server with scripted answers, and the requests it got.
 struct Server {
     address: SocketAddr,
-    asked: Arc<Mutex<Vec<(String, HeaderMap)>>>,
+    requests: Arc<Mutex<Vec<(String, HeaderMap)>>>,
 }
 
 impl Server {
@@ -36,8 +36,8 @@ impl Server {
     ) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let log = asked.clone();
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let log = requests.clone();
         let app = axum::Router::new().fallback(move |request: Request| {
             let path = request.uri().to_string();
             let answered = answer(&path, request.headers());
@@ -45,7 +45,7 @@ impl Server {
             async move { answered }
         });
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Self { address, asked }
+        Self { address, requests }
     }
 
     fn reference(&self, digest: Digest) -> Reference {
@@ -53,7 +53,11 @@ impl Server {
     }
 
     fn received_header(&self, header: header::HeaderName) -> bool {
-        self.asked.lock().expect("the log").iter().any(|(_, headers)| headers.contains_key(&header))
+        self.requests
+            .lock()
+            .expect("the log")
+            .iter()
+            .any(|(_, headers)| headers.contains_key(&header))
     }
 }
 
@@ -114,18 +118,18 @@ async fn refused(server: &Server, client: &Client, digest: Digest) -> Error {
 #[tokio::test]
 async fn content_with_another_digest_is_refused() {
     let server = Server::start(|_, _| manifest(&[]).into_response()).await;
-    let asked = Digest::of(b"another");
-    let error = refused(&server, &client(), asked).await;
+    let expected_digest = Digest::of(b"another");
+    let error = refused(&server, &client(), expected_digest).await;
     assert!(
-        matches!(error, Error::Digest { what: "the manifest", expected, .. } if expected == asked),
+        matches!(error, Error::Digest { what: "the manifest", expected, .. } if expected == expected_digest),
         "{error}"
     );
     // Whatever the header states.
     let server = Server::start(move |_, _| {
-        ([("docker-content-digest", asked.to_string())], manifest(&[])).into_response()
+        ([("docker-content-digest", expected_digest.to_string())], manifest(&[])).into_response()
     })
     .await;
-    let error = refused(&server, &client(), asked).await;
+    let error = refused(&server, &client(), expected_digest).await;
     assert!(matches!(error, Error::Digest { .. }), "{error}");
 }
 
@@ -158,15 +162,15 @@ async fn oversized_answers_are_refused() {
     let mut huge = Descriptor::of("text/plain", b"");
     huge.size = u64::MAX;
     let few = Descriptor::of("text/plain", b"few");
-    for (layers, told) in
+    for (layers, message) in
         [(vec![huge.clone(), huge], "the artifact is larger"), (vec![few; 5], "it has 5 layers")]
     {
         let text = manifest(&layers);
         let digest = Digest::of(&text);
         let server = Server::start(move |_, _| text.clone().into_response()).await;
         let error = refused(&server, &client(), digest).await;
-        assert!(error.to_string().contains(told), "{error}");
-        assert_eq!(server.asked.lock().unwrap().len(), 1);
+        assert!(error.to_string().contains(message), "{error}");
+        assert_eq!(server.requests.lock().unwrap().len(), 1);
     }
 }
 
@@ -175,11 +179,11 @@ async fn silent_and_slow_registries_time_out() {
     let silent = Server::start(|_, _| endless(Bytes::new(), Duration::from_secs(3600))).await;
     let slow = Server::start(|_, _| endless(" ".into(), Duration::from_millis(20))).await;
     let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let mute = Server { address: mute.local_addr().expect("an address"), asked: Arc::default() };
+    let mute = Server { address: mute.local_addr().expect("an address"), requests: Arc::default() };
     for (server, idle) in [(&silent, true), (&slow, false)] {
         let error = refused(server, &client(), Digest::of(b"")).await;
         let within = Duration::from_millis(if idle { 500 } else { 2000 });
-        assert!(matches!(error, Error::Late { within: told, .. } if told == within), "{error:?}");
+        assert!(matches!(error, Error::Late { within: limit, .. } if limit == within), "{error:?}");
     }
     let error = refused(&mute, &client(), Digest::of(b"")).await;
     assert!(matches!(error, Error::Late { .. }), "{error}");
@@ -206,9 +210,9 @@ async fn forbidden_redirects_are_refused() {
     let around = Server::start(|path, _| moved(path)).await;
     let error = refused(&around, &client(), digest).await;
     assert!(error.to_string().contains("too many redirects"), "{error}");
-    assert_eq!(around.asked.lock().unwrap().len(), 6);
+    assert_eq!(around.requests.lock().unwrap().len(), 6);
 
-    for (to, told) in [
+    for (to, message) in [
         ("http://example.invalid/x", "without TLS"),
         ("file:///etc/passwd", "other than HTTP"),
         ("https://user:word@example.invalid/", "contains a login"),
@@ -217,7 +221,7 @@ async fn forbidden_redirects_are_refused() {
         let server = Server::start(move |_, _| moved(to)).await;
         let error = refused(&server, &client(), digest).await;
         assert!(
-            matches!(error, Error::RedirectRefused { .. }) && error.to_string().contains(told),
+            matches!(error, Error::RedirectRefused { .. }) && error.to_string().contains(message),
             "{error}"
         );
     }
@@ -243,8 +247,11 @@ async fn login_is_sent_to_its_registry_only() {
     let error = refused(&server, &client, digest).await;
     assert!(matches!(error, Error::Failed { status: 401, .. }), "{error}");
     // Nor is the operator advised to log in there.
-    let told = format!("{error} {error:?} {}", error.help());
-    assert!(!told.contains(&there.to_string()) && !told.contains("docker login"), "{told}");
+    let message = format!("{error} {error:?} {}", error.help());
+    assert!(
+        !message.contains(&there.to_string()) && !message.contains("docker login"),
+        "{message}"
+    );
     assert!(
         server.received_header(header::AUTHORIZATION)
             && !elsewhere.received_header(header::AUTHORIZATION)
@@ -296,9 +303,9 @@ async fn login_goes_to_the_token_service_and_never_without_tls() {
     // A token is reused.
     client.manifest(&pinned).await.expect("had");
     {
-        let asked = service.asked.lock().expect("whole");
-        assert_eq!(asked.len(), 1);
-        let (path, headers) = &asked[0];
+        let requests = service.requests.lock().expect("whole");
+        assert_eq!(requests.len(), 1);
+        let (path, headers) = &requests[0];
         assert_eq!(path, "/token?scope=repository%3Aacme%2Fwords%3Apull&service=here");
         assert!(headers.contains_key(header::AUTHORIZATION));
     }
@@ -327,11 +334,11 @@ async fn text_of_a_registry_is_not_repeated() {
     let (_folder, client) = docker(&server, &password);
     let error = client.manifest(&server.reference(Digest::of(b""))).await.unwrap_err();
     assert!(matches!(error, Error::Failed { status: 500, code: None, .. }), "{error}");
-    let seen = server.asked.lock().unwrap();
+    let seen = server.requests.lock().unwrap();
     let login = seen.last().and_then(|(_, headers)| headers.get(header::AUTHORIZATION).cloned());
     let login = login.expect("it was told").to_str().expect("text").to_owned();
-    let told = format!("{error} {error:?} {}", error.help());
-    assert!(!told.contains(&login) && !told.contains(&password), "{told}");
+    let message = format!("{error} {error:?} {}", error.help());
+    assert!(!message.contains(&login) && !message.contains(&password), "{message}");
 }
 
 #[tokio::test]
@@ -365,13 +372,13 @@ async fn invalid_answers_are_errors() {
         (503, "answered 503"),
         (201, "answered 201"),
     ]);
-    for (status, told) in known {
+    for (status, message) in known {
         let body = json!({ "errors": [{ "code": "TOOMANYREQUESTS", "message": "slow down" }] });
         let body = if status == 429 { body.to_string() } else { String::new() };
         let status = StatusCode::from_u16(status).expect("a status");
         let server = Server::start(move |_, _| (status, body.clone()).into_response()).await;
         let error = client().manifest(&server.reference(Digest::of(b""))).await.unwrap_err();
-        assert!(error.to_string().contains(told), "{error}");
+        assert!(error.to_string().contains(message), "{error}");
     }
     // A token for anonymous clients is not a login.
     let service =
@@ -419,13 +426,13 @@ async fn documents_that_repeat_a_login_are_not_shown() {
     assert!(matches!(manifest, Error::NoArtifact { .. }), "{manifest}");
     let referrers = client.referrers(&pinned, None).await.unwrap_err();
     assert!(matches!(referrers, Error::Protocol { .. }), "{referrers}");
-    let asked = server.asked.lock().unwrap();
-    let login = asked.last().and_then(|(_, headers)| headers.get(header::AUTHORIZATION));
+    let requests = server.requests.lock().unwrap();
+    let login = requests.last().and_then(|(_, headers)| headers.get(header::AUTHORIZATION));
     let login = login.expect("it was told").to_str().expect("text").replace("Basic ", "");
     assert!(String::from_utf8_lossy(&held.lock().unwrap()).contains(&login));
     for error in [manifest, referrers] {
-        let told = format!("{error} {error:?} {}", error.help());
-        assert!(!told.contains(&login) && told.contains("line 1"), "{told}");
+        let message = format!("{error} {error:?} {}", error.help());
+        assert!(!message.contains(&login) && message.contains("line 1"), "{message}");
     }
 }
 
@@ -443,8 +450,8 @@ async fn names_of_redirect_targets_are_not_shown() {
         client().manifest(&tagged.pinned(Digest::of(b""))).await.unwrap_err(),
     ] {
         assert!(matches!(error, Error::Unreachable { .. } | Error::Late { .. }), "{error}");
-        let told = format!("{error} {error:?} {}", error.help());
-        assert!(!told.contains("heard") && told.contains("redirects to"), "{told}");
+        let message = format!("{error} {error:?} {}", error.help());
+        assert!(!message.contains("heard") && message.contains("redirects to"), "{message}");
     }
 }
 

@@ -125,8 +125,8 @@ async fn docker_login_is_used_and_never_shown() {
     let folder = support::docker_config(&registry.host(), &user, &wrong);
     let denied = with(folder.path()).resolve(&tagged).await.unwrap_err();
     assert!(matches!(denied, Error::Denied { with_login: true, .. }), "{denied}");
-    let told = format!("{denied} {denied:?} {}", denied.help());
-    assert!(!told.contains(&wrong), "{told}");
+    let message = format!("{denied} {denied:?} {}", denied.help());
+    assert!(!message.contains(&wrong), "{message}");
 
     // A missing helper differs from a missing login.
     let folder = tempfile::tempdir().expect("a folder");
@@ -161,17 +161,17 @@ async fn stored_artifact_is_available_without_the_registry() {
     let pinned = tagged.pinned(client.push(&tagged, &artifact("hello")).await.expect("pushed"));
     let folder = tempfile::tempdir().expect("a folder");
     let (store, limits) = (Store::at(folder.path().join("oci")), Limits::default());
-    let (_, blobs, asked) = store.pull(&client, &pinned, &limits, words).await.expect("pulled");
-    assert_eq!((&*blobs[0].1, asked), (&b"hello"[..], true));
+    let (_, blobs, fetched) = store.pull(&client, &pinned, &limits, words).await.expect("pulled");
+    assert_eq!((&*blobs[0].1, fetched), (&b"hello"[..], true));
     drop(registry);
-    let (_, blobs, asked) = store.pull(&client, &pinned, &limits, words).await.expect("kept");
-    assert_eq!((&*blobs[0].1, asked), (&b"hello"[..], false));
+    let (_, blobs, fetched) = store.pull(&client, &pinned, &limits, words).await.expect("kept");
+    assert_eq!((&*blobs[0].1, fetched), (&b"hello"[..], false));
 
-    let kept = store.folder().join("sha256").join(Digest::of(b"hello").hex());
-    fs::write(&kept, "jello").expect("changed");
+    let stored = store.folder().join("sha256").join(Digest::of(b"hello").hex());
+    fs::write(&stored, "jello").expect("changed");
     let changed = store.pull(&client, &pinned, &limits, words).await.unwrap_err();
     assert!(matches!(changed, Error::Changed { .. }), "{changed}");
-    fs::remove_file(&kept).expect("removed");
+    fs::remove_file(&stored).expect("removed");
     let gone = store.pull(&client, &pinned, &limits, words).await.unwrap_err();
     assert!(matches!(gone, Error::Unreachable { .. }), "{gone}");
 }

@@ -57,8 +57,8 @@ impl Guest {
         }
         let http_client = target.client()?;
         // Until shortly before the deadline, so that the plugin can react to a timeout.
-        let left = self.until.saturating_duration_since(Instant::now());
-        let wait = left.saturating_sub(RESERVED_TIME.min(left / 4));
+        let remaining = self.until.saturating_duration_since(Instant::now());
+        let wait = remaining.saturating_sub(RESERVED_TIME.min(remaining / 4));
         let wait = outbound.timeout.map_or(wait, |timeout| wait.min(timeout));
         // An instance has one request in flight, and the number of running instances is limited for
         // each caller.

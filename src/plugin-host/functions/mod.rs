@@ -85,12 +85,12 @@ impl Metrics for Guest {
             return;
         }
         {
-            let mut known = shared.counters.lock();
-            if !known.contains(name.as_str()) {
-                if known.len() >= MAX_COUNTERS {
+            let mut counters = shared.counters.lock();
+            if !counters.contains(name.as_str()) {
+                if counters.len() >= MAX_COUNTERS {
                     return;
                 }
-                known.insert(name.as_str().into());
+                counters.insert(name.as_str().into());
             }
         }
         shared.services.count(&shared.entry, &name, by);

@@ -143,10 +143,10 @@ impl Learner {
         if let Record::Intent(intent) = &entry.record {
             let rules = &intent.grounds.rules;
             let asks = |name: &&str| rules.iter().any(|r| r.asks.iter().any(|ask| ask == name));
-            let asked: Vec<_> =
+            let obligations: Vec<_> =
                 CONDITIONS.iter().filter(|c| asks(c)).map(|c| format!("@{c}")).collect();
-            if !asked.is_empty() {
-                let what = access.refusal_text(&name, &asked.join(", "));
+            if !obligations.is_empty() {
+                let what = access.refusal_text(&name, &obligations.join(", "));
                 if self.obliged.contains_key(&what) || self.obliged.len() < NAMES {
                     *self.obliged.entry(what).or_default() += 1;
                 } else {
@@ -246,13 +246,13 @@ impl Access {
     }
 
     /// Describes a use and its obligations in one line.
-    fn refusal_text(&self, name: &str, asked: &str) -> String {
+    fn refusal_text(&self, name: &str, obligations: &str) -> String {
         let thing = match (&self.server, self.of) {
             (Some(server), _) => format!("{server}/{name}"),
             (None, _) => name.to_owned(),
         };
         let (who, thing) = (self.who.name(), thing.escape_debug().to_string());
-        format!("{}: {} {thing} ({asked})", who.escape_debug(), self.action)
+        format!("{}: {} {thing} ({obligations})", who.escape_debug(), self.action)
     }
 
     /// The id of its policy.

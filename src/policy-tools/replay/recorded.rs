@@ -65,17 +65,19 @@ impl Recorded {
     /// # Errors
     /// If it has no request to policies, or too little of one.
     pub fn read(entry: &Entry) -> Result<Self, SkipReason> {
-        let (call, asked, grounds, kept, shape, was) = match &entry.record {
+        let (call, input, grounds, stored, shape, was) = match &entry.record {
             Record::Intent(intent) => {
-                let record::Intent { call, asked, grounds, arguments, shape, .. } = &**intent;
-                (call, asked, grounds, arguments, shape, Verdict::Allowed)
+                let record::Intent { call, asked: input, grounds, arguments, shape, .. } =
+                    &**intent;
+                (call, input, grounds, arguments, shape, Verdict::Allowed)
             }
             Record::Refused(refused) if refused.refusal.code == Code::PolicyDenied.as_str() => {
                 if is_of_a_start(&refused.refusal) {
                     return Err(SkipReason::LaunchRefused);
                 }
-                let record::Refused { call, asked, grounds, arguments, shape, .. } = &**refused;
-                (call, asked, grounds, arguments, shape, Verdict::Refused)
+                let record::Refused { call, asked: input, grounds, arguments, shape, .. } =
+                    &**refused;
+                (call, input, grounds, arguments, shape, Verdict::Refused)
             }
             Record::Refused(_) | Record::Outcome(_) | Record::Event(_) => {
                 return Err(SkipReason::NotDecided);
@@ -86,14 +88,14 @@ impl Recorded {
         if is_housekeeping(method, call.notification, from_client) {
             return Err(SkipReason::NotDecided);
         }
-        let asked = asked.as_ref().ok_or(SkipReason::Missing("circumstances"))?;
+        let input = input.as_ref().ok_or(SkipReason::Missing("circumstances"))?;
         for (lack, what) in [
             (Omission::Groups, "groups"),
             (Omission::Labels, "labels"),
             (Omission::Method, "method"),
             (Omission::Target, "target"),
         ] {
-            if asked.lacks.contains(&lack) {
+            if input.lacks.contains(&lack) {
                 return Err(SkipReason::Missing(what));
             }
         }
@@ -103,7 +105,7 @@ impl Recorded {
             false => server_action(method, call.notification),
         };
         let target = target(action, call).ok_or(SkipReason::Missing("target"))?;
-        let claims = match &asked.claims {
+        let claims = match &input.claims {
             Some(claimed) => claims(claimed),
             None if matches!(target, Target::Tool(..)) => {
                 return Err(SkipReason::Missing("claims"));
@@ -117,17 +119,17 @@ impl Recorded {
             principal,
             action,
             method: method.to_owned(),
-            args: arguments(action, call, grounds, kept.as_ref()),
+            args: arguments(action, call, grounds, stored.as_ref()),
             target,
             claims,
             shape: shape.clone(),
-            unshowable: asked.lacks.contains(&Omission::Arguments),
+            unshowable: input.lacks.contains(&Omission::Arguments),
             transport: transport(call.transport),
             spoken: call.revision.as_deref().and_then(Revision::parse),
             at: call.at,
             source_ip: call.client_addr.map(|address| address.ip()),
-            session_calls: asked.session_calls,
-            labels: asked.labels.clone(),
+            session_calls: input.session_calls,
+            labels: input.labels.clone(),
         })
     }
 
@@ -247,7 +249,7 @@ fn arguments(
     action: Action,
     call: &Call,
     grounds: &DecisionBasis,
-    kept: Option<&KeptBody>,
+    stored: Option<&KeptBody>,
 ) -> Option<Map<String, Value>> {
     // For other messages policies see all `params`, and records omit `_meta`.
     if !matches!(action, Action::CallTool | Action::GetPrompt) {
@@ -256,7 +258,7 @@ fn arguments(
     let replaced = grounds.findings.iter().any(|finding| {
         finding.phase == "request" && matches!(finding.effect.as_str(), "replaced" | "redacted")
     });
-    let KeptBody { body: Some(Value::Object(body)), redacted: 0, cut: false, .. } = kept? else {
+    let KeptBody { body: Some(Value::Object(body)), redacted: 0, cut: false, .. } = stored? else {
         return None;
     };
     if replaced || grounds.omitted > 0 {

@@ -92,7 +92,7 @@ impl Reader<'_> {
             return;
         };
         let Some(rows) = &case.value.each else {
-            self.asked(name.clone(), &case.value, at_span, None);
+            self.add_queries(name.clone(), &case.value, at_span, None);
             return;
         };
         if rows.is_empty() {
@@ -108,12 +108,12 @@ impl Reader<'_> {
                 Some(row) => format!("{name}: {row}"),
                 None => format!("{name} (row {})", at + 1),
             };
-            self.asked(name, &over(&row.value, &case.value), at_span, Some(at_span));
+            self.add_queries(name, &over(&row.value, &case.value), at_span, Some(at_span));
         }
     }
 
     /// Adds the requests of one row, or of a case without rows.
-    fn asked(&mut self, name: String, case: &Case, at_span: Span, row: Option<Span>) {
+    fn add_queries(&mut self, name: String, case: &Case, at_span: Span, row: Option<Span>) {
         let Some(expect) = &case.expect else {
             let help = "add `expect:` `allow`, `deny`, `shown`, `hidden` or `error`";
             return self.wrong(at_span, "the case expects nothing", "begins here", help);
@@ -152,7 +152,7 @@ impl Reader<'_> {
                     continue;
                 }
             };
-            let asked = match ProxyAction::of(case, &party) {
+            let combinations = match ProxyAction::of(case, &party) {
                 Some(Ok(queries)) => queries
                     .into_iter()
                     .map(|(target, own)| {
@@ -172,14 +172,15 @@ impl Reader<'_> {
                 }
                 None => {
                     let who = self.at_span(who);
-                    let Some(asked) = self.combined(&party, &actions, &targets, targets_span, who)
+                    let Some(combinations) =
+                        self.combined(&party, &actions, &targets, targets_span, who)
                     else {
                         return;
                     };
-                    asked
+                    combinations
                 }
             };
-            for (asked_word, target, action, method, sides) in asked {
+            for (asked_word, target, action, method, sides) in combinations {
                 if listed && !LISTED.contains(&action) {
                     let at_span = self.at_span(expect);
                     let message = format!("no list has what `{}` is asked of", action.as_str());
@@ -230,16 +231,16 @@ impl Reader<'_> {
         targets_span: Span,
         who_span: Span,
     ) -> Option<Vec<Alternative>> {
-        let mut asked = Vec::new();
+        let mut combinations = Vec::new();
         for word in actions {
             for target in targets {
                 let (action, method, principal, sides) =
                     self.sides(party, word, target.as_deref(), targets_span, who_span).ok()?;
                 let sides = Sides::Message(principal, sides);
-                asked.push((word.clone(), target.clone(), action, method, sides));
+                combinations.push((word.clone(), target.clone(), action, method, sides));
             }
         }
-        Some(asked)
+        Some(combinations)
     }
 
     /// The names of actions, and their targets.

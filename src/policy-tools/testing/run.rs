@@ -200,12 +200,12 @@ impl Runner<'_> {
         let (queries, findings) = queries(&file, &document);
         self.findings.extend(findings);
         let Some(engine) = self.engine(self.policies(&file, &document)) else { return };
-        let known = engine.rules();
+        let rules = engine.rules();
         for question in &queries {
             let unknown =
-                question.by.iter().flatten().find(|id| !known.iter().any(|rule| rule.id == **id));
+                question.by.iter().flatten().find(|id| !rules.iter().any(|rule| rule.id == **id));
             if let Some(id) = unknown {
-                let finding = unknown_policy(&file, question, id, &known);
+                let finding = unknown_policy(&file, question, id, &rules);
                 self.findings.push(finding);
                 continue;
             }
@@ -271,8 +271,8 @@ impl Runner<'_> {
     }
 }
 
-fn unknown_policy(file: &File, question: &Query, id: &str, known: &[Rule]) -> Finding {
-    let near = known
+fn unknown_policy(file: &File, question: &Query, id: &str, rules: &[Rule]) -> Finding {
+    let near = rules
         .iter()
         .map(|rule| (strsim::damerau_levenshtein(&rule.id, id), &rule.id))
         .min()
@@ -382,7 +382,7 @@ fn failure(
     });
     let case = Finding::error("policy-case-failed", format!("{}: {message}", question.name))
         .labelled(file, labels.collect())
-        .help(asked(question));
+        .help(describe_query(question));
     let mut findings = vec![case];
     findings.extend(rules.iter().filter_map(|rule| {
         let failed = outcome.into_iter().flat_map(|outcome| &outcome.errors);
@@ -411,15 +411,15 @@ fn not_by(question: &Query, rules: &[Rule]) -> Option<String> {
 /// The fault and the actual obligations, if these are not the expected ones.
 fn not_asked(question: &Query, rules: &[Rule]) -> Option<(String, String)> {
     let wanted = question.asks.as_ref()?;
-    let asked = asks(rules);
+    let actual = asks(rules);
     let but = if wanted.is_empty() {
-        format!("asks for `{}`", asked.first()?)
+        format!("asks for `{}`", actual.first()?)
     } else {
-        let missing = wanted.iter().find(|word| !asked.contains(word.as_str()))?;
+        let missing = wanted.iter().find(|word| !actual.contains(word.as_str()))?;
         format!("does not ask for `{missing}`")
     };
-    let asked: Vec<_> = asked.into_iter().collect();
-    let label = if asked.is_empty() { "nothing".to_owned() } else { asked.join(", ") };
+    let actual: Vec<_> = actual.into_iter().collect();
+    let label = if actual.is_empty() { "nothing".to_owned() } else { actual.join(", ") };
     Some((but, format!("asks for {label}")))
 }
 
@@ -437,12 +437,12 @@ fn asks(rules: &[Rule]) -> BTreeSet<&'static str> {
                 ("keep", obligations.keep != Keep::default()),
             ]
         })
-        .filter_map(|(name, asked)| asked.then_some(name))
+        .filter_map(|(name, is_set)| is_set.then_some(name))
         .collect()
 }
 
 /// The complete request, for the explanation of a failure.
-fn asked(question: &Query) -> String {
+fn describe_query(question: &Query) -> String {
     let mut text = format!("asked: {}", question.who);
     let groups: Vec<_> = match &question.sides {
         Sides::Message(principal, _) => principal.groups.iter().map(Group::as_str).collect(),

@@ -77,14 +77,14 @@ impl Expr {
 
     /// The condition of one side of a scope.
     pub(super) fn side(var: Var, constraint: Constraint) -> Self {
-        let within = |uid| Self::In(var, BTreeSet::from([uid]));
+        let member_of = |uid| Self::In(var, BTreeSet::from([uid]));
         match constraint {
             Constraint::Any => Self::True,
             Constraint::Is(kind) => Self::Is(var, kind.to_string()),
             Constraint::Eq(uid) => Self::Eq(var, uid),
-            Constraint::In(uid) => within(uid),
+            Constraint::In(uid) => member_of(uid),
             Constraint::IsIn(kind, uid) => {
-                Self::and([Self::Is(var, kind.to_string()), within(uid)])
+                Self::and([Self::Is(var, kind.to_string()), member_of(uid)])
             }
         }
     }
@@ -225,8 +225,9 @@ fn is_of(uid: &EntityUid, kind: &str) -> bool {
 }
 
 fn is_in(uid: &EntityUid, uids: &BTreeSet<EntityUid>) -> bool {
-    let within = |server| uids.iter().any(|uid| is_server(uid) && uid.id().unescaped() == server);
-    uids.contains(uid) || server_of(uid).is_some_and(within)
+    let names_server =
+        |server| uids.iter().any(|uid| is_server(uid) && uid.id().unescaped() == server);
+    uids.contains(uid) || server_of(uid).is_some_and(names_server)
 }
 
 fn entity(expr: &Cedar) -> Option<EntityUid> {

@@ -12,7 +12,7 @@ pub(super) struct Actions(BTreeMap<String, Applies>);
 
 struct Applies {
     /// The action and its groups.
-    within: BTreeSet<String>,
+    groups: BTreeSet<String>,
     principals: BTreeSet<String>,
     resources: BTreeSet<String>,
 }
@@ -31,20 +31,20 @@ impl Actions {
             if principals.is_empty() || resources.is_empty() {
                 continue;
             }
-            let mut within: BTreeSet<_> =
+            let mut groups: BTreeSet<_> =
                 entities.ancestors(action).into_iter().flatten().map(name).collect();
-            within.insert(name(action));
-            actions.insert(name(action), Applies { within, principals, resources });
+            groups.insert(name(action));
+            actions.insert(name(action), Applies { groups, principals, resources });
         }
         Some(Self(actions))
     }
 
     fn holds(&self, action: &str, condition: &Expr) -> Option<bool> {
-        let within = &self.0.get(action)?.within;
+        let groups = &self.0.get(action)?.groups;
         match condition {
             Expr::Eq(Var::Action, uid) => Some(uid.id().unescaped() == action),
             Expr::In(Var::Action, uids) => {
-                Some(uids.iter().any(|uid| within.contains(uid.id().unescaped())))
+                Some(uids.iter().any(|uid| groups.contains(uid.id().unescaped())))
             }
             _ => None,
         }
@@ -57,7 +57,7 @@ impl Actions {
             .flat_map(|applies| match var {
                 Var::Principal => &applies.principals,
                 Var::Resource => &applies.resources,
-                Var::Action => &applies.within,
+                Var::Action => &applies.groups,
             })
             .map(String::as_str)
             .collect()
@@ -86,7 +86,7 @@ impl Shape {
         }
         let Scope { principal, action, resource } = Scope::of(policy);
         let condition = Node::of(policy);
-        let whole = Expr::and([
+        let full = Expr::and([
             Expr::side(Var::Principal, principal),
             match action {
                 ActionConstraint::Any => Expr::True,
@@ -99,13 +99,13 @@ impl Shape {
         let possible: BTreeSet<String> = actions
             .0
             .keys()
-            .filter(|action| whole.with(&|part| actions.holds(action, part)) != Expr::False)
+            .filter(|action| full.with(&|part| actions.holds(action, part)) != Expr::False)
             .cloned()
             .collect();
         let plain = |key: &str| matches!(key, "id" | "reason");
         Some(Self {
             forbids: policy.effect() == Effect::Forbid,
-            condition: within(&whole, actions, &possible),
+            condition: restrict(&full, actions, &possible),
             actions: possible,
             // A policy on a tool's own action, or on typed input, refuses other arguments.
             could_fail: condition.is_some_and(|condition| {
@@ -124,8 +124,8 @@ impl Shape {
         if Var::ASKED.iter().any(|var| other.kinds(*var, actions).is_empty()) {
             return false;
         }
-        let mine = within(&self.condition, actions, &other.actions);
-        let theirs = within(&other.condition, actions, &other.actions);
+        let mine = restrict(&self.condition, actions, &other.actions);
+        let theirs = restrict(&other.condition, actions, &other.actions);
         // Parts that follow from the types of the request.
         let mine = mine.with(&|part| match part {
             Expr::Is(var, kind) => {
@@ -182,7 +182,7 @@ pub(super) fn is_own_action(uid: &EntityUid) -> bool {
 }
 
 /// The condition restricted to these actions.
-fn within(condition: &Expr, actions: &Actions, among: &BTreeSet<String>) -> Expr {
+fn restrict(condition: &Expr, actions: &Actions, among: &BTreeSet<String>) -> Expr {
     condition.with(&|part| {
         let mut held = among.iter().map(|action| actions.holds(action, part));
         let first = held.next()??;

@@ -98,13 +98,13 @@ impl Memory {
         }
         self.0.values_mut().for_each(|other| other.followed = true);
         self.0.insert(origin.name.clone(), last);
-        let kept = DirBuilder::new()
+        let created = DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(state)
             .and_then(|()| Ok(serde_json::to_vec_pretty(&self)?))
             .and_then(|text| atomic_file::write(&state.join(FILE), &text));
-        kept.map_err(|error| {
+        created.map_err(|error| {
             let path = state.join(FILE);
             let message = format!(
                 "cannot keep that the bundle is in force, so it is not: {}: {error}",

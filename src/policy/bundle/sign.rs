@@ -65,7 +65,7 @@ pub fn sign(
     }
     let files = list(dir)?;
     let before = before(dir, keys, version.is_some())?;
-    let (kept, version) = match before {
+    let (existing, version) = match before {
         Some((note, text, manifest))
             if manifest.files == files && version.is_none_or(|v| v == manifest.version) =>
         {
@@ -88,8 +88,8 @@ pub fn sign(
         time: now.round(jiff::Unit::Second).unwrap_or(now),
         files,
     };
-    let unchanged = kept.is_some();
-    let (note, text) = match kept {
+    let unchanged = existing.is_some();
+    let (note, text) = match existing {
         Some((note, text)) => (Some(note), text),
         None => (None, text(&manifest)?),
     };

@@ -168,7 +168,7 @@ fn changed_bundle_is_refused() {
                signature is wrong"],
         ),
         (
-            "the manifest is none",
+            "the manifest is not a note",
             |store| store.write(MANIFEST, [0xff]),
             &["policy-bundle-unsigned b/bundle.note: the manifest is not a signed note"],
         ),

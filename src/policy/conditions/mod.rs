@@ -96,20 +96,20 @@ impl Outcomes {
 impl Node {
     /// The conditions of a policy, joined by `&&`. `None` if the policy has only a scope.
     pub(crate) fn of(policy: &Policy) -> Option<Self> {
-        policy.as_ref().non_scope_constraints().map(|expr| Self::within(expr, DEPTH))
+        policy.as_ref().non_scope_constraints().map(|expr| Self::at_depth(expr, DEPTH))
     }
 
-    fn within(expr: &Expr, depth: usize) -> Self {
+    fn at_depth(expr: &Expr, depth: usize) -> Self {
         let below = depth.saturating_sub(1);
         let kind = match expr.expr_kind() {
             _ if depth == 0 => Kind::leaf(expr),
             ExprKind::And { .. } => Kind::And(chain(expr, true, below)),
             ExprKind::Or { .. } => Kind::Or(chain(expr, false, below)),
             ExprKind::UnaryApp { op: UnaryOp::Not, arg } => {
-                Kind::Not(Box::new(Self::within(arg, below)))
+                Kind::Not(Box::new(Self::at_depth(arg, below)))
             }
             ExprKind::If { test_expr, then_expr, else_expr } => {
-                let part = |expr| Self::within(expr, below);
+                let part = |expr| Self::at_depth(expr, below);
                 Kind::If(Box::new([part(test_expr), part(then_expr), part(else_expr)]))
             }
             _ => Kind::leaf(expr),
@@ -181,7 +181,7 @@ fn chain(expr: &Expr, and: bool, depth: usize) -> Vec<Node> {
         match (expr.expr_kind(), and) {
             (ExprKind::And { left: first, right }, true)
             | (ExprKind::Or { left: first, right }, false) => left.extend([&**right, first]),
-            _ => nodes.push(Node::within(expr, depth)),
+            _ => nodes.push(Node::at_depth(expr, depth)),
         }
     }
     nodes

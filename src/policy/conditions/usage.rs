@@ -115,24 +115,24 @@ impl Uses {
     pub(crate) fn of(expr: &Expr) -> Self {
         let mut uses = Self::default();
         // An explicit stack: a chain of `&&` is as deep as it is long.
-        let mut left = vec![expr];
-        while let Some(expr) = left.pop() {
+        let mut pending = vec![expr];
+        while let Some(expr) = pending.pop() {
             match expr.expr_kind() {
                 // Calls that do not fit the action's type are refused, so the input counts as read.
                 ExprKind::HasAttr { expr: of, attr } if attr == "input" && is_context(of) => {
                     uses.reads |= ContextUsage::INPUT;
                 }
                 ExprKind::GetAttr { expr: of, attr } | ExprKind::HasAttr { expr: of, attr } => {
-                    uses.member(of, attr, &mut left);
+                    uses.member(of, attr, &mut pending);
                 }
                 ExprKind::ExtHasAttr { expr: of, attrs } => {
-                    uses.member(of, &attrs.head, &mut left);
+                    uses.member(of, &attrs.head, &mut pending);
                 }
                 ExprKind::BinaryApp { op: BinaryOp::GetTag | BinaryOp::HasTag, arg1, arg2 }
                     if is_args(arg1) =>
                 {
                     uses.context(ContextUsage::ARGS);
-                    left.push(arg2);
+                    pending.push(arg2);
                 }
                 // Equal for all items of one kind on a server.
                 ExprKind::Is { expr: of, .. } if is_resource(of) => uses.entities = true,
@@ -149,7 +149,7 @@ impl Uses {
                 ExprKind::Var(Var::Principal | Var::Action) => uses.entities = true,
                 ExprKind::Lit(Literal::EntityUID(uid)) => uses.entity(basename(uid.entity_type())),
                 _ => match parts(expr) {
-                    Some(parts) => left.extend(parts),
+                    Some(parts) => pending.extend(parts),
                     // Forms that future versions of Cedar may add can read anything.
                     None => uses = Self::ALL,
                 },
@@ -168,14 +168,14 @@ impl Uses {
         self.reads |= members;
     }
 
-    fn member<'e>(&mut self, of: &'e Expr, attr: &str, left: &mut Vec<&'e Expr>) {
+    fn member<'e>(&mut self, of: &'e Expr, attr: &str, pending: &mut Vec<&'e Expr>) {
         match of.expr_kind() {
             ExprKind::Var(Var::Context) => self.context(ContextUsage::of(attr)),
             ExprKind::Var(Var::Resource) if attr == "claims" => {
                 self.claims = true;
                 self.entities = true;
             }
-            _ => left.push(of),
+            _ => pending.push(of),
         }
     }
 

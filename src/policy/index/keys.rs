@@ -47,17 +47,17 @@ impl TagKeys {
     /// Adds the keys of an unsplit part. Its values are never compared with those of another part.
     fn add_leaf(&mut self, leaf: &Expr) {
         // An explicit stack: a chain of `&&` is as deep as it is long.
-        let mut left = vec![leaf];
+        let mut pending = vec![leaf];
         let mut texts = Vec::new();
         // Whether names of arguments are compared with unknown values.
         let mut loose = false;
-        while let Some(expr) = left.pop() {
+        while let Some(expr) = pending.pop() {
             match expr.expr_kind() {
                 ExprKind::BinaryApp { op: BinaryOp::GetTag | BinaryOp::HasTag, arg1, arg2 } => {
                     let is_path =
                         !["args", "urls", "lists"].iter().any(|name| is_member(arg1, name));
                     self.add_tag(arg2, is_path);
-                    left.extend([&**arg1, arg2]);
+                    pending.extend([&**arg1, arg2]);
                 }
                 ExprKind::BinaryApp { arg1, arg2, .. } => {
                     for (of, names) in [(arg1, arg2), (arg2, arg1)] {
@@ -65,19 +65,19 @@ impl TagKeys {
                             ExprKind::GetAttr { expr, attr }
                                 if is_keys(attr) && self.add_names(names) =>
                             {
-                                left.push(expr);
+                                pending.push(expr);
                             }
-                            _ => left.push(of),
+                            _ => pending.push(of),
                         }
                     }
                 }
                 ExprKind::GetAttr { expr, attr } => {
                     loose |= is_keys(attr);
-                    left.push(expr);
+                    pending.push(expr);
                 }
                 ExprKind::Lit(Literal::String(text)) => texts.push(text),
                 _ => match parts(expr) {
-                    Some(parts) => left.extend(parts),
+                    Some(parts) => pending.extend(parts),
                     // Forms that future versions of Cedar may add can read any argument.
                     None => (self.computed, self.computed_path) = (true, true),
                 },

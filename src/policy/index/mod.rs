@@ -102,13 +102,13 @@ impl Answer<'_> {
     fn join(&mut self, other: Self) {
         let Self { permits, forbids, failures } = other;
         for (all, more) in [(&mut self.permits, permits), (&mut self.forbids, forbids)] {
-            let known = all.len();
+            let previous_len = all.len();
             all.extend(more);
             let mut at = 0;
-            let mut seen: HashSet<&PolicyId> = all[..known].iter().copied().collect();
+            let mut seen: HashSet<&PolicyId> = all[..previous_len].iter().copied().collect();
             all.retain(|id| {
                 at += 1;
-                at <= known || seen.insert(id)
+                at <= previous_len || seen.insert(id)
             });
         }
         let mut seen: HashSet<_> = self.failures.iter().map(|(id, _)| *id).collect();

@@ -71,8 +71,8 @@ impl Node {
     /// The values that this part reads: each with its text and its expression.
     pub(super) fn values(&self) -> Vec<Value> {
         let mut found: Vec<Value> = Vec::new();
-        let mut left = vec![self.expr()];
-        while let Some(expr) = left.pop() {
+        let mut pending = vec![self.expr()];
+        while let Some(expr) = pending.pop() {
             match value(expr) {
                 Some(value) => {
                     if !found.iter().any(|other| other.text == value.text) {
@@ -80,7 +80,7 @@ impl Node {
                     }
                 }
                 None => {
-                    left.extend(parts(expr).unwrap_or_default().into_iter().rev());
+                    pending.extend(parts(expr).unwrap_or_default().into_iter().rev());
                 }
             }
         }

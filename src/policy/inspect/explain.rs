@@ -188,11 +188,11 @@ impl Inspector {
         for (number, policy) in self.policies.iter().enumerate() {
             let mut found: Option<(PolicyResult, Outcomes)> = None;
             let mut least: Option<Vec<Side>> = None;
-            for (frame, asked) in &questions {
+            for (frame, query) in &questions {
                 let [subject, action, resource] = frame.uids();
                 let off = policy.scope.off(subject, action, resource, frame.entities());
                 if off.is_empty() {
-                    let next = self.standing(policy, asked, hidden, shape);
+                    let next = self.standing(policy, query, hidden, shape);
                     found = Some(match found {
                         None => next,
                         Some(before) => {
@@ -258,17 +258,17 @@ impl Inspector {
     fn standing(
         &self,
         policy: &Inspected,
-        asked: &Query,
+        query: &Query,
         hidden: HiddenData,
         shape: &BTreeMap<String, String>,
     ) -> (PolicyResult, Outcomes) {
         let Some(condition) = &policy.condition else {
             return (PolicyResult::Matched { values: Vec::new() }, Outcomes::SATISFIED);
         };
-        let mut evaluate = |expression: &_| asked.holds(expression);
+        let mut evaluate = |expression: &_| query.holds(expression);
         let outcomes = condition.seen(hidden, &mut evaluate);
         if outcomes == Outcomes::SATISFIED {
-            let values = seen(condition, asked, hidden, shape);
+            let values = seen(condition, query, hidden, shape);
             return (PolicyResult::Matched { values }, outcomes);
         }
         let blamed = condition.to_blame(hidden, &mut evaluate).unwrap_or(condition);
@@ -279,7 +279,7 @@ impl Inspector {
             text,
             file: policy.rule.file.clone(),
             line: line.map(|(start, policy_span)| policy_span.file.position(start).0),
-            values: seen(blamed, asked, hidden, shape),
+            values: seen(blamed, query, hidden, shape),
         };
         let standing = match outcomes {
             outcomes if outcomes.is_open() => PolicyResult::Unknown { condition },
@@ -343,7 +343,7 @@ impl Inspected {
 /// The values that a part of a condition read.
 fn seen(
     node: &Node,
-    asked: &Query,
+    query: &Query,
     hidden: HiddenData,
     shape: &BTreeMap<String, String>,
 ) -> Vec<ReadValue> {
@@ -354,7 +354,7 @@ fn seen(
                 kind.map_or_else(|| "not kept".to_owned(), |kind| format!("{kind}, not kept"));
             (None, Some(kind))
         } else {
-            match asked.value(&value.expression) {
+            match query.value(&value.expression) {
                 Some(found) => (Some(shorten(&found.to_string())), None),
                 None => (None, Some("not there".to_owned())),
             }

@@ -218,7 +218,7 @@ impl Inspector {
         hidden: HiddenData,
     ) -> Result<Vec<(usize, Outcomes)>, RequestError> {
         let met = self.met(about, request, hidden)?;
-        let mut asked = None;
+        let mut query = None;
         let mut found = Vec::new();
         for (number, known) in &met.policies {
             let policy = &self.policies[*number];
@@ -231,11 +231,11 @@ impl Inspector {
                     *outcomes
                 }
                 (_, Some(condition)) => {
-                    if asked.is_none() {
-                        asked = Some(self.put(&met.frame, about, request, hidden)?);
+                    if query.is_none() {
+                        query = Some(self.put(&met.frame, about, request, hidden)?);
                     }
-                    let Some(asked) = &asked else { continue };
-                    condition.seen(hidden, &mut |expression| asked.holds(expression))
+                    let Some(query) = &query else { continue };
+                    condition.seen(hidden, &mut |expression| query.holds(expression))
                 }
             };
             found.push((*number, outcomes));
@@ -320,7 +320,7 @@ impl Inspector {
                     }
                     let evaluate = bare.as_ref();
                     Some(condition.seen(HiddenData::ARGUMENTS, &mut |expression| {
-                        evaluate.and_then(|asked| asked.holds(expression))
+                        evaluate.and_then(|query| query.holds(expression))
                     }))
                 }
             };

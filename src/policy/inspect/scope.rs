@@ -7,13 +7,13 @@ use crate::conditions::{Constraint, Scope};
 
 impl Constraint {
     fn meets(&self, uid: &EntityUid, entities: &Entities) -> bool {
-        let within = |group| uid == group || entities.is_ancestor_of(group, uid);
+        let is_in = |group| uid == group || entities.is_ancestor_of(group, uid);
         match self {
             Self::Any => true,
             Self::Is(kind) => uid.type_name() == kind,
             Self::Eq(one) => uid == one,
-            Self::In(group) => within(group),
-            Self::IsIn(kind, group) => uid.type_name() == kind && within(group),
+            Self::In(group) => is_in(group),
+            Self::IsIn(kind, group) => uid.type_name() == kind && is_in(group),
         }
     }
 
@@ -46,11 +46,11 @@ impl Scope {
         resource: &EntityUid,
         entities: &Entities,
     ) -> Vec<Side> {
-        let within = |group| action == group || entities.is_ancestor_of(group, action);
+        let is_in = |group| action == group || entities.is_ancestor_of(group, action);
         let acts = match &self.action {
             ActionConstraint::Any => true,
             ActionConstraint::Eq(one) => action == one,
-            ActionConstraint::In(groups) => groups.iter().any(within),
+            ActionConstraint::In(groups) => groups.iter().any(is_in),
         };
         let sides = [
             (self.principal.meets(subject, entities), Side::Principal),

@@ -266,7 +266,7 @@ fn every_request_fits_the_schema() {
     for principal in [client("ci", &["bots", "eu"]), local("ann"), anonymous()] {
         let questions = every_question(&principal, &server);
         for action in Action::ALL {
-            assert!(questions.iter().any(|(_, asked, _)| asked == action), "{action:?}");
+            assert!(questions.iter().any(|(_, requested, _)| requested == action), "{action:?}");
         }
         for (subject, action, resource) in questions {
             let request = Request {

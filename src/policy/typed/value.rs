@@ -29,7 +29,7 @@ pub(super) fn input(
     record: &Record,
     args: Option<&Map<String, Value>>,
 ) -> Result<RestrictedExpression, InputMismatch> {
-    let mut reader = Reader { pointer: Vec::new(), left: MAX_LEAVES };
+    let mut reader = Reader { pointer: Vec::new(), remaining: MAX_LEAVES };
     match args {
         Some(args) => reader.record(record, args),
         None => reader.record(record, &Map::new()),
@@ -39,7 +39,7 @@ pub(super) fn input(
 struct Reader<'t> {
     pointer: Vec<&'t str>,
     /// Number of values that may still be added.
-    left: usize,
+    remaining: usize,
 }
 
 impl<'t> Reader<'t> {
@@ -48,8 +48,8 @@ impl<'t> Reader<'t> {
         kind: &'t Type,
         value: &Value,
     ) -> Result<RestrictedExpression, InputMismatch> {
-        self.left = match self.left.checked_sub(1) {
-            Some(left) => left,
+        self.remaining = match self.remaining.checked_sub(1) {
+            Some(remaining) => remaining,
             None => return Err(self.unfit("holds more values than policies are shown")),
         };
         match (kind, value) {
@@ -92,12 +92,12 @@ impl<'t> Reader<'t> {
         record: &'t Record,
         members: &Map<String, Value>,
     ) -> Result<RestrictedExpression, InputMismatch> {
-        let known =
+        let is_declared =
             |name: &String| record.members.contains_key(name) || record.left_out.contains_key(name);
-        if record.closed && !members.keys().all(known) {
+        if record.closed && !members.keys().all(is_declared) {
             return Err(self.unfit("may have no members but those of its type, and has others"));
         }
-        let mut others = members.keys().filter(|name| !known(name)).peekable();
+        let mut others = members.keys().filter(|name| !is_declared(name)).peekable();
         if others.peek().is_some() {
             let names = record.members.keys().chain(record.left_out.keys());
             let names: HashSet<_> = names.map(|name| fold(name.into())).collect();
@@ -315,9 +315,9 @@ mod tests {
                 let context = Context::from_pairs([("input".to_owned(), shown)]).unwrap();
                 let uid: cedar_policy::EntityUid = r#"E::"e""#.parse().unwrap();
                 let action: cedar_policy::EntityUid = r#"Action::"a""#.parse().unwrap();
-                let asked =
+                let request =
                     cedar_policy::Request::new(uid.clone(), action, uid, context, Some(&schema));
-                prop_assert!(asked.is_ok(), "{:?}", asked.err());
+                prop_assert!(request.is_ok(), "{:?}", request.err());
             }
         }
     }

@@ -75,9 +75,10 @@ async fn ls(ctx: &Context, proxy: &admin::Client) -> anyhow::Result<Exit> {
     for call in &calls {
         let what = [call.server.as_deref(), call.target.as_deref()];
         let what: Vec<_> = what.into_iter().flatten().collect();
-        let left = SignedDuration::from_secs(call.until.duration_since(Timestamp::now()).as_secs());
+        let remaining =
+            SignedDuration::from_secs(call.until.duration_since(Timestamp::now()).as_secs());
         ctx.line(format!(
-            "{}  {} asks for {} {}, {left:#} left",
+            "{}  {} asks for {} {}, {remaining:#} left",
             call.id,
             escape(&call.principal),
             escape(&call.method),

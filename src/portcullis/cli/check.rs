@@ -96,7 +96,7 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
             found.push(boxed(finding.help("correct the name, or add the user or group")));
         }
     }
-    if let Err(error) = Store::within(&loaded.config.state_dir).read() {
+    if let Err(error) = Store::in_state_dir(&loaded.config.state_dir).read() {
         found.push(boxed(UnlocatedFinding { code: "clients-broken", message: error.to_string() }));
     }
     (found, Some(loaded.config.chain_in_words()))

@@ -71,7 +71,7 @@ fn store(ctx: &Context, found: &Located) -> anyhow::Result<Store> {
             ctx.config.display()
         )
     })?;
-    Ok(Store::within(state_dir))
+    Ok(Store::in_state_dir(state_dir))
 }
 
 /// Records an upcoming change, through the running proxy or else by this command.
@@ -79,8 +79,8 @@ async fn record(found: &Located, change: &Change, reason: Option<String>) -> any
     let change = change.clone();
     match found {
         Located::Running(proxy, _) => {
-            let asked = admin::ClientChange { change, reason };
-            Ok(proxy.post_json("/v1/clients", &asked).await?)
+            let request = admin::ClientChange { change, reason };
+            Ok(proxy.post_json("/v1/clients", &request).await?)
         }
         Located::Alone(loaded) => {
             let CommandUser { uid, user } = current_user();
@@ -157,7 +157,7 @@ fn ls(ctx: &Context, loaded: &Loaded) -> anyhow::Result<Exit> {
         place: "config",
         added: None,
     });
-    let stored = Store::within(&loaded.config.state_dir).read()?;
+    let stored = Store::in_state_dir(&loaded.config.state_dir).read()?;
     let stored = stored.iter().map(|(name, client)| Row {
         name,
         groups: &client.groups,

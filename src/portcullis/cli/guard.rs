@@ -66,7 +66,7 @@ pub struct Args {
 fn allow() -> impl TypedValueParser<Value = Allow> {
     let value = |allow: Allow| PossibleValue::new(allow.as_str()).help(allow.about());
     PossibleValuesParser::new(Allow::ALL.map(value)).try_map(|word| {
-        Allow::ALL.into_iter().find(|allow| allow.as_str() == word).ok_or("no such word")
+        Allow::ALL.into_iter().find(|allow| allow.as_str() == word).ok_or("unknown word")
     })
 }
 

@@ -281,7 +281,7 @@ impl Requester {
                 (PrincipalKind::Client(name), groups)
             }
             CasePrincipal::Client { name, .. } => {
-                let added = Store::within(&config.state_dir).read()?;
+                let added = Store::in_state_dir(&config.state_dir).read()?;
                 let groups = match (added.get(&name), config.clients.get(&name)) {
                     (None, None) => {
                         let all = config.clients.keys().chain(added.keys());

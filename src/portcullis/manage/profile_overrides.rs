@@ -64,14 +64,14 @@ pub fn with_overrides<'a>(
 /// The profile does not exist, or overrides a setting that the config lacks.
 pub fn narrow(loaded: &mut Loaded, name: &str) -> anyhow::Result<()> {
     let profile = Profile::read(&loaded.base, name)?;
-    let mut kept = BTreeMap::new();
+    let mut selected = BTreeMap::new();
     for server in &profile.servers {
         let (known, server) = with_overrides(loaded, &profile, server)
             .with_context(|| format!("the profile `{name}` can't be run"))?;
-        kept.insert(known.clone(), server);
+        selected.insert(known.clone(), server);
     }
     let aside = &mut loaded.aside;
-    loaded.config.servers.retain(|name, server| match kept.remove(name) {
+    loaded.config.servers.retain(|name, server| match selected.remove(name) {
         Some(overridden) => {
             aside.push(std::mem::replace(server, overridden));
             true

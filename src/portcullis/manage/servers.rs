@@ -17,11 +17,11 @@ pub fn configured<'a>(
     name: &ServerName,
 ) -> anyhow::Result<&'a portcullis_upstream::config::Server> {
     loaded.config.servers.get(name).ok_or_else(|| {
-        let known: Vec<_> = loaded.config.servers.keys().map(|name| name.as_str()).collect();
-        let near = portcullis_protocol::names::nearest(name.as_str(), known.iter().copied());
+        let names: Vec<_> = loaded.config.servers.keys().map(|name| name.as_str()).collect();
+        let near = portcullis_protocol::names::nearest(name.as_str(), names.iter().copied());
         match near.first() {
             Some(near) => anyhow::anyhow!("there is no server `{name}`; did you mean `{near}`?"),
-            None => anyhow::anyhow!("there is no server `{name}`; the config has {known:?}"),
+            None => anyhow::anyhow!("there is no server `{name}`; the config has {names:?}"),
         }
     })
 }

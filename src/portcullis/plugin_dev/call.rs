@@ -210,8 +210,8 @@ pub async fn ask(
         return Ok(answered);
     }
     if let (Some(state), Some(values)) = (&case.state, plugin.values()) {
-        for (key, kept) in &state.value {
-            values.put(key, &kept.0).map_err(|why| -> UserError {
+        for (key, stored) in &state.value {
+            values.put(key, &stored.0).map_err(|why| -> UserError {
                 Box::new(Finding::error("plugin-message", format!("state: `{key}`: {why}")))
             })?;
         }

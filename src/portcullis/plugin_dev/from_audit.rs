@@ -116,12 +116,12 @@ mod tests {
 
     #[test]
     fn kept_bodies_become_messages() {
-        let kept = |body: Value| json!({ "body": body });
+        let stored = |body: Value| json!({ "body": body });
         let all = entries(&[
-            record("intent", json!({ "arguments": kept(json!({ "amount": 1 })) })),
+            record("intent", json!({ "arguments": stored(json!({ "amount": 1 })) })),
             record(
                 "outcome",
-                json!({ "result": kept(json!({ "content": [] })), "answer": "result" }),
+                json!({ "result": stored(json!({ "content": [] })), "answer": "result" }),
             ),
         ]);
         let (message, taken) = from_audit(&all, None).unwrap();

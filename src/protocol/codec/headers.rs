@@ -123,12 +123,12 @@ impl Repeated {
             let wrong = Err(&param.header);
             let mut values = headers.get_all(&param.header).iter();
             let (sent, more) = (values.next(), values.next());
-            let meant = param.value(arguments).filter(|value| text(value).is_some());
-            match (sent, meant) {
+            let expected = param.value(arguments).filter(|value| text(value).is_some());
+            match (sent, expected) {
                 (None, None) => {}
-                (Some(sent), Some(meant)) if more.is_none() => {
+                (Some(sent), Some(expected)) if more.is_none() => {
                     let Some(sent) = sent.to_str().ok().and_then(decoded) else { return wrong };
-                    if !same(&sent, meant) {
+                    if !same(&sent, expected) {
                         return wrong;
                     }
                 }
@@ -221,12 +221,12 @@ fn integer(number: &Number) -> Option<i128> {
 }
 
 /// Whether a header's text equals the value: numbers by value, everything else exactly.
-fn same(sent: &str, meant: &Value) -> bool {
-    let Value::Number(meant) = meant else { return text(meant).as_deref() == Some(sent) };
+fn same(sent: &str, expected: &Value) -> bool {
+    let Value::Number(expected) = expected else { return text(expected).as_deref() == Some(sent) };
     let Ok(sent) = sent.parse::<Number>() else { return false };
-    match (integer(&sent), integer(meant)) {
-        (Some(sent), Some(meant)) => sent == meant,
-        (None, None) => sent == *meant,
+    match (integer(&sent), integer(expected)) {
+        (Some(sent), Some(expected)) => sent == expected,
+        (None, None) => sent == *expected,
         _ => false,
     }
 }

@@ -55,8 +55,8 @@ impl Pointer {
     /// This pointer without its first token, if that is the given one or `*`, and not the last.
     pub fn under(&self, first: &str) -> Option<Self> {
         let (token, rest) = self.0.split_first()?;
-        let meant = token == first || token == "*";
-        (meant && !rest.is_empty()).then(|| Self(rest.to_vec()))
+        let matches = token == first || token == "*";
+        (matches && !rest.is_empty()).then(|| Self(rest.to_vec()))
     }
 
     /// This pointer below a member.

@@ -47,7 +47,7 @@ impl<'s> References<'s> {
     pub fn possible_targets(&self, reference: &str) -> Option<Vec<&'s Value>> {
         let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let resources = || self.named().resources.iter();
-        let meant: Vec<_> = match uri {
+        let candidates: Vec<_> = match uri {
             "" => {
                 let others =
                     resources().map(|(_, of)| *of).filter(|of| !std::ptr::eq(*of, self.root));
@@ -58,9 +58,9 @@ impl<'s> References<'s> {
         let fragment = percent_decode(fragment)?;
         let targets: Vec<_> = match fragment.as_str() {
             fragment if fragment.is_empty() || fragment.starts_with('/') => {
-                meant.into_iter().filter_map(|resource| resource.pointer(fragment)).collect()
+                candidates.into_iter().filter_map(|resource| resource.pointer(fragment)).collect()
             }
-            _ if meant.is_empty() => Vec::new(),
+            _ if candidates.is_empty() => Vec::new(),
             anchor => self.named().anchors.get(anchor).cloned().unwrap_or_default(),
         };
         (!targets.is_empty()).then_some(targets)

@@ -96,7 +96,7 @@ impl Keyring {
         });
         let keyring = Self {
             configured: configured.collect(),
-            store: Store::within(state_dir),
+            store: Store::in_state_dir(state_dir),
             ring: ArcSwap::default(),
             listener: Mutex::default(),
             read: watch::Sender::default(),
@@ -276,7 +276,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [a, stranger] = [(); 2].map(|()| Key::generate().unwrap());
         let clients = configured(&a, vec!["ops".parse().unwrap()]);
-        let b = Store::within(dir.path()).add(&name("b"), vec![]).unwrap();
+        let b = Store::in_state_dir(dir.path()).add(&name("b"), vec![]).unwrap();
         let keyring = Keyring::load(&clients, dir.path()).unwrap();
         let who = keyring.authenticate(&a).unwrap();
         assert_eq!(who.kind, PrincipalKind::Client(name("a")));
@@ -295,7 +295,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ours = Key::generate().unwrap();
         let clients = configured(&ours, vec![]);
-        let other = Store::within(dir.path()).add(&name("a"), vec![]).unwrap();
+        let other = Store::in_state_dir(dir.path()).add(&name("a"), vec![]).unwrap();
         let keyring = Keyring::load(&clients, dir.path()).unwrap();
         assert!(keyring.authenticate(&ours).is_some());
         assert_eq!(keyring.authenticate(&other), None);
@@ -305,7 +305,7 @@ mod tests {
     fn invalid_file_keeps_the_previous_keys() {
         let dir = tempfile::tempdir().unwrap();
         let clients = BTreeMap::new();
-        let store = Store::within(dir.path());
+        let store = Store::in_state_dir(dir.path());
         let key = store.add(&name("a"), vec![]).unwrap();
         let keyring = Keyring::load(&clients, dir.path()).unwrap();
         fs::write(store.path(), "[clients").unwrap();
@@ -320,7 +320,7 @@ mod tests {
         let clients = BTreeMap::new();
         let keyring = Arc::new(Keyring::load(&clients, dir.path()).unwrap());
         let _watch = keyring.watch().unwrap();
-        let store = Store::within(dir.path());
+        let store = Store::in_state_dir(dir.path());
         let until = |done: &dyn Fn() -> bool| {
             let started = Instant::now();
             while !done() {

@@ -71,7 +71,7 @@ pub enum StoreFault {
 
 impl Store {
     /// Store in a state folder. Accesses no file yet.
-    pub fn within(state_dir: &Path) -> Self {
+    pub fn in_state_dir(state_dir: &Path) -> Self {
         Self { dir: state_dir.to_owned(), path: state_dir.join("clients.toml") }
     }
 
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn clients_are_added_and_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::within(&dir.path().join("state"));
+        let store = Store::in_state_dir(&dir.path().join("state"));
         assert!(store.read().unwrap().is_empty());
         let key = store.add(&name("a"), vec!["ops".parse().unwrap()]).unwrap();
         store.add(&name("b"), vec![]).unwrap();
@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn concurrent_writers_lose_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::within(dir.path());
+        let store = Store::in_state_dir(dir.path());
         std::thread::scope(|scope| {
             for thread in 0..8 {
                 let store = &store;
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn untrustworthy_file_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::within(dir.path());
+        let store = Store::in_state_dir(dir.path());
         store.add(&name("a"), vec![]).unwrap();
         fs::set_permissions(store.path(), fs::Permissions::from_mode(0o660)).unwrap();
         assert!(matches!(store.read(), Err(StoreFault::Writable(_))));

@@ -114,10 +114,10 @@ impl Seal {
             .cipher
             .encrypt(&XNonce::from(nonce), Payload { msg: &inside, aad: &aad })
             .map_err(|_| Unsealed::Cipher)?;
-        let mut whole = Vec::with_capacity(NONCE_BYTES + sealed.len());
-        whole.extend_from_slice(&nonce);
-        whole.extend_from_slice(&sealed);
-        Ok(URL_SAFE_NO_PAD.encode(whole))
+        let mut output = Vec::with_capacity(NONCE_BYTES + sealed.len());
+        output.extend_from_slice(&nonce);
+        output.extend_from_slice(&sealed);
+        Ok(URL_SAFE_NO_PAD.encode(output))
     }
 
     /// Content of a sealed text, if purpose and bound bytes match.
@@ -139,8 +139,8 @@ impl Seal {
         if text.len() > (NONCE_BYTES + EXPIRY_BYTES + LARGEST + TAG_BYTES).div_ceil(3) * 4 {
             return Err(Broken::Malformed);
         }
-        let whole = URL_SAFE_NO_PAD.decode(text).map_err(|_| Broken::Malformed)?;
-        let (nonce, sealed) = whole.split_first_chunk::<NONCE_BYTES>().ok_or(Broken::Malformed)?;
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|_| Broken::Malformed)?;
+        let (nonce, sealed) = bytes.split_first_chunk::<NONCE_BYTES>().ok_or(Broken::Malformed)?;
         if sealed.len() < EXPIRY_BYTES + TAG_BYTES {
             return Err(Broken::Malformed);
         }

@@ -75,14 +75,14 @@ impl Place {
 
     /// Signers and attestations as text.
     async fn says(&self, trust: &Trust) -> Vec<String> {
-        let said = |signed: portcullis_provenance::Signed| {
+        let signed_text = |signed: portcullis_provenance::Signed| {
             let what = match signed.what {
                 SignedContent::Signature => "signature".to_owned(),
                 SignedContent::Attestation { predicate_type, .. } => predicate_type,
             };
             format!("{}: {what}", signed.by.name())
         };
-        self.found(trust).await.signed.into_iter().map(said).collect()
+        self.found(trust).await.signed.into_iter().map(signed_text).collect()
     }
 
     /// Reason why the only found signature is rejected.
@@ -239,8 +239,8 @@ async fn signature_of_a_platform_manifest_does_not_cover_the_index() {
     let (place, key) = (Place::new().await, key());
     let index = Digest::of(b"an index that names the image");
     let tag = format!("sha256-{}.sig", index.hex());
-    let look = async |said: Vec<u8>| {
-        let layer = simple(&said, annotated(&key, &said));
+    let look = async |content: Vec<u8>| {
+        let layer = simple(&content, annotated(&key, &content));
         push_tag(&place.client, &place.repository, &tag, &[layer]).await;
         verify(&place.client, &place.repository, index, &by_key(&key)).await.unwrap()
     };
@@ -256,14 +256,14 @@ async fn invalid_key_signatures_are_rejected() {
     let (good, other) = (payload(image), payload(Digest::of(b"other")));
     let twice = format!(r#""image":{{"docker-manifest-digest":"{image}"}},"image""#);
     let twice = String::from_utf8(other.clone()).unwrap().replacen("\"image\"", &twice, 1);
-    let (signed, said) = (SIGNED, statement(&[image], SIGN, &json!({})));
-    let by_acme = || envelope(&said, &sign(&acme, &pae(&said)));
+    let (signed, content) = (SIGNED, statement(&[image], SIGN, &json!({})));
+    let by_acme = || envelope(&content, &sign(&acme, &pae(&content)));
     let mut doubled = by_acme();
     doubled["signatures"] = json!([by_acme()["signatures"][0], by_acme()["signatures"][0]]);
     let mut retyped = by_acme();
     retyped["payloadType"] = "text/plain".into();
     // Signed as bytes, not as a statement.
-    let bare = envelope(&said, &sign(&acme, &said));
+    let bare = envelope(&content, &sign(&acme, &content));
     let enveloped = |envelope: &Value| (ENVELOPE, envelope.to_string().into(), json!({}));
     let unknown = "not a known signature format";
     let cases = [
@@ -276,7 +276,7 @@ async fn invalid_key_signatures_are_rejected() {
         (signed, simple(&good, json!({ signed: "%" }))),
         ("application/vnd.oci.empty", ("text/plain", good.clone(), annotated(&acme, &good))),
         // A statement in place of a payload, and the reverse.
-        ("names no image", simple(&said, annotated(&acme, &said))),
+        ("names no image", simple(&content, annotated(&acme, &content))),
         (unknown, (ENVELOPE, good.clone(), annotated(&acme, &good))),
         (unknown, (BUNDLE, by_acme().to_string().into(), json!({}))),
         ("exactly one signature", enveloped(&doubled)),
@@ -302,8 +302,8 @@ async fn invalid_key_signatures_are_rejected() {
 #[tokio::test]
 async fn uploads_to_the_list_tag_do_not_invalidate_a_signature() {
     let (place, acme) = (Place::new().await, key());
-    let (trusted, said) = (by_key(&acme), payload(place.digest()));
-    place.tag("sig", &[simple(&said, annotated(&acme, &said))]).await;
+    let (trusted, content) = (by_key(&acme), payload(place.digest()));
+    place.tag("sig", &[simple(&content, annotated(&acme, &content))]).await;
     let list = format!("sha256-{}", place.digest().hex());
     let put = |kind: &str, bytes: &[u8]| sigstore::put(&place.repository, &list, kind, bytes);
     // Invalid content with the media type of a list.
@@ -331,41 +331,41 @@ async fn invalid_certificates_are_rejected() {
     let trusted = by_identity(&sigstore);
     let refuses = async |expected: &str, bundle: &dyn Fn(&[u8]) -> Value| {
         let place = Place::new().await;
-        let said = statement(&[place.digest()], SIGN, &json!({}));
-        place.bundle(&bundle(&said)).await;
+        let content = statement(&[place.digest()], SIGN, &json!({}));
+        place.bundle(&bundle(&content)).await;
         let why = place.refuses(&trusted).await.to_string();
         assert!(why.contains(expected), "{expected}: {why}");
     };
     let issue = |asking: Asking| sigstore.issue(&asking);
     let good = issue(Asking::default());
-    refuses("Expired", &|said| {
-        sigstore.bundle(&issue(Asking { years: (2020, 2021), ..Asking::default() }), said)
+    refuses("Expired", &|content| {
+        sigstore.bundle(&issue(Asking { years: (2020, 2021), ..Asking::default() }), content)
     })
     .await;
-    refuses("NotValidYet", &|said| {
-        sigstore.bundle(&issue(Asking { years: (2090, 2100), ..Asking::default() }), said)
+    refuses("NotValidYet", &|content| {
+        sigstore.bundle(&issue(Asking { years: (2090, 2100), ..Asking::default() }), content)
     })
     .await;
-    refuses("missing SCT", &|said| {
-        sigstore.bundle(&issue(Asking { stamped: false, ..Asking::default() }), said)
+    refuses("missing SCT", &|content| {
+        sigstore.bundle(&issue(Asking { stamped: false, ..Asking::default() }), content)
     })
     .await;
     // Authority not in the root, log in the root.
-    refuses("certificate chain is invalid", &|said| {
-        sigstore.bundle(&Sigstore::new().issue(&Asking::default()), said)
+    refuses("certificate chain is invalid", &|content| {
+        sigstore.bundle(&Sigstore::new().issue(&Asking::default()), content)
     })
     .await;
     // Authority in the root, log not in the root.
-    refuses("No log key", &|said| Sigstore::new().bundle(&good, said)).await;
-    refuses("it is of https://example.com/other", &|said| {
+    refuses("No log key", &|content| Sigstore::new().bundle(&good, content)).await;
+    refuses("it is of https://example.com/other", &|content| {
         let subject = "https://example.com/other";
-        sigstore.bundle(&issue(Asking { subject, ..Asking::default() }), said)
+        sigstore.bundle(&issue(Asking { subject, ..Asking::default() }), content)
     })
     .await;
     let changed = |change: fn(&mut Value)| {
         let (sigstore, good) = (&sigstore, &good);
-        move |said: &[u8]| {
-            let mut bundle = sigstore.bundle(good, said);
+        move |content: &[u8]| {
+            let mut bundle = sigstore.bundle(good, content);
             change(&mut bundle);
             bundle
         }
@@ -411,19 +411,19 @@ async fn invalid_certificates_are_rejected() {
     )
     .await;
     // A valid entry of another signature of the same signer.
-    refuses("does not match", &|said| {
-        let mut bundle = sigstore.bundle(&good, said);
+    refuses("does not match", &|content| {
+        let mut bundle = sigstore.bundle(&good, content);
         let other = sigstore.bundle(&good, &statement(&[Digest::of(b"other")], SIGN, &json!({})));
         bundle["verificationMaterial"] = other["verificationMaterial"].clone();
         bundle
     })
     .await;
     // The certificate of one signer, the signature of another.
-    refuses("ignature", &|said| {
-        let mut bundle = sigstore.bundle(&good, said);
-        let signature = sign(&key(), &pae(said));
-        bundle["dsseEnvelope"] = envelope(said, &signature);
-        let body = logged_statement(said, &signature, &good.pem());
+    refuses("ignature", &|content| {
+        let mut bundle = sigstore.bundle(&good, content);
+        let signature = sign(&key(), &pae(content));
+        bundle["dsseEnvelope"] = envelope(content, &signature);
+        let body = logged_statement(content, &signature, &good.pem());
         bundle["verificationMaterial"]["tlogEntries"] = json!([sigstore.entry(&body)]);
         bundle
     })
@@ -441,12 +441,13 @@ async fn invalid_certificates_are_rejected() {
     )
     .await;
     // The other kinds.
-    refuses("has no signing certificate", &|said| sigstore.keyed(&key(), said)).await;
-    refuses("it signs a file", &|said| {
-        let mut bundle = sigstore.bundle(&good, said);
+    refuses("has no signing certificate", &|content| sigstore.keyed(&key(), content)).await;
+    refuses("it signs a file", &|content| {
+        let mut bundle = sigstore.bundle(&good, content);
         bundle.as_object_mut().unwrap().remove("dsseEnvelope");
-        let digest = json!({ "algorithm": "SHA2_256", "digest": base64(Digest::of(said).bytes()) });
-        let signature = base64(sign(&good.key, said));
+        let digest =
+            json!({ "algorithm": "SHA2_256", "digest": base64(Digest::of(content).bytes()) });
+        let signature = base64(sign(&good.key, content));
         bundle["messageSignature"] = json!({ "messageDigest": digest, "signature": signature });
         bundle
     })
@@ -465,20 +466,20 @@ async fn invalid_certificates_in_older_annotations_are_rejected() {
     let sigstore = Sigstore::new();
     let (trusted, good) = (by_identity(&sigstore), sigstore.issue(&Asking::default()));
     let place = Place::new().await;
-    let said = payload(place.digest());
+    let content = payload(place.digest());
     let refuses = async |expected: &str, annotations: Value| {
-        place.tag("sig", &[simple(&said, annotations)]).await;
+        place.tag("sig", &[simple(&content, annotations)]).await;
         let why = place.refuses(&trusted).await.to_string();
         assert!(why.contains(expected), "{expected}: {why}");
     };
     let with = |key: &str, value: Value| {
-        let mut annotations = sigstore.annotations(&good, &said);
+        let mut annotations = sigstore.annotations(&good, &content);
         annotations[format!("dev.sigstore.cosign/{key}")] = value;
         annotations
     };
     let expired = sigstore.issue(&Asking { years: (2020, 2021), ..Asking::default() });
-    refuses("Expired", sigstore.annotations(&expired, &said)).await;
-    refuses("neither a certificate nor a log entry", annotated(&good.key, &said)).await;
+    refuses("Expired", sigstore.annotations(&expired, &content)).await;
+    refuses("neither a certificate nor a log entry", annotated(&good.key, &content)).await;
     refuses("inclusion promise", with("bundle", json!(""))).await;
     for none in [json!("{}"), json!("["), json!(r#"{"Payload":1,"Payload":2}"#)] {
         refuses("not a known signature format", with("bundle", none)).await;
@@ -490,12 +491,12 @@ async fn invalid_certificates_in_older_annotations_are_rejected() {
     let body = logged_file(&other, &sign(&good.key, &other), &good.pem());
     refuses("hash mismatch", with("bundle", json!(sigstore.promised(&body).to_string()))).await;
     // A promise of another log.
-    let body = logged_file(&said, &sign(&good.key, &said), &good.pem());
+    let body = logged_file(&content, &sign(&good.key, &content), &good.pem());
     let elsewhere = Sigstore::new().promised(&body).to_string();
     refuses("No log key", with("bundle", json!(elsewhere))).await;
     let stolen = Issued { key: key(), der: good.der.clone() };
-    refuses("ignature", sigstore.annotations(&stolen, &said)).await;
-    place.tag("sig", &[simple(&said, sigstore.annotations(&good, &said))]).await;
+    refuses("ignature", sigstore.annotations(&stolen, &content)).await;
+    place.tag("sig", &[simple(&content, sigstore.annotations(&good, &content))]).await;
     assert_eq!(place.says(&trusted).await, ["release: signature"]);
 }
 
@@ -503,29 +504,29 @@ async fn invalid_certificates_in_older_annotations_are_rejected() {
 async fn key_signature_requires_a_log_if_configured() {
     let (place, sigstore, acme) = (Place::new().await, Sigstore::new(), key());
     let logged = trust(&[("acme", who(acme.public_key_pem(), Some(&sigstore)))]);
-    let said = statement(&[place.digest()], SIGN, &json!({}));
-    place.bundle(&keyed(&acme, &said)).await;
+    let content = statement(&[place.digest()], SIGN, &json!({}));
+    place.bundle(&keyed(&acme, &content)).await;
     let why = not_trusted(place.refuses(&logged).await);
     assert!(why.contains("inclusion proof"), "{why}");
     assert_eq!(place.says(&by_key(&acme)).await, ["acme: signature"]);
 
     let place = Place::new().await;
-    let said = statement(&[place.digest()], SIGN, &json!({}));
-    place.bundle(&Sigstore::new().keyed(&acme, &said)).await;
+    let content = statement(&[place.digest()], SIGN, &json!({}));
+    place.bundle(&Sigstore::new().keyed(&acme, &content)).await;
     not_trusted(place.refuses(&logged).await);
-    place.bundle(&sigstore.keyed(&acme, &said)).await;
+    place.bundle(&sigstore.keyed(&acme, &content)).await;
     assert_eq!(place.says(&logged).await, ["acme: signature"]);
 
     let place = Place::new().await;
-    let said = payload(place.digest());
-    let signature = sign(&acme, &said);
-    let promised = sigstore.promised(&logged_file(&said, &signature, &acme.public_key_pem()));
-    let mut annotations = annotated(&acme, &said);
-    place.tag("sig", &[simple(&said, annotations.clone())]).await;
+    let content = payload(place.digest());
+    let signature = sign(&acme, &content);
+    let promised = sigstore.promised(&logged_file(&content, &signature, &acme.public_key_pem()));
+    let mut annotations = annotated(&acme, &content);
+    place.tag("sig", &[simple(&content, annotations.clone())]).await;
     not_trusted(place.refuses(&logged).await);
     annotations["dev.cosignproject.cosign/signature"] = base64(&signature).into();
     annotations["dev.sigstore.cosign/bundle"] = promised.to_string().into();
-    place.tag("sig", &[simple(&said, annotations)]).await;
+    place.tag("sig", &[simple(&content, annotations)]).await;
     assert_eq!(place.says(&logged).await, ["acme: signature"]);
 }
 
@@ -554,14 +555,14 @@ async fn failing_registry_differs_from_an_empty_one() {
 async fn search_stops_at_its_limits() {
     let (place, acme, evil) = (Place::new().await, key(), key());
     let trusted = by_key(&acme);
-    let said = payload(place.digest());
+    let content = payload(place.digest());
     // Layers: the client accepts no artifact with more than 64.
-    let one = simple(&said, annotated(&evil, &said));
+    let one = simple(&content, annotated(&evil, &content));
     place.tag("sig", &vec![one.clone(); 65]).await;
     assert!(matches!(place.refuses(&trusted).await, Rejection::Unread(_)));
     // Bytes.
     let large = (SIMPLE, vec![b' '; (4 << 20) + 1], annotated(&acme, b""));
-    let small = simple(&said, annotated(&acme, &said));
+    let small = simple(&content, annotated(&acme, &content));
     place.tag("sig", &[large, small]).await;
     let found = place.found(&trusted).await;
     assert_eq!(found.signed.len(), 1);
@@ -570,7 +571,7 @@ async fn search_stops_at_its_limits() {
     for (before, counts) in [(23, 1), (24, 0)] {
         place.tag("sig", &vec![one.clone(); 40]).await;
         let mut layers = vec![one.clone(); before];
-        layers.push(simple(&said, annotated(&acme, &said)));
+        layers.push(simple(&content, annotated(&acme, &content)));
         place.tag("att", &layers).await;
         let found = place.found(&trusted).await;
         // The number of reported rejections is limited.
@@ -582,13 +583,13 @@ async fn search_stops_at_its_limits() {
     for (size, counts) in [((4 << 20) - 1024, 1), (4 << 20, 0)] {
         let large = (SIMPLE, vec![b' '; size], json!({}));
         let mut layers = vec![large; 8];
-        layers.push(simple(&said, annotated(&acme, &said)));
+        layers.push(simple(&content, annotated(&acme, &content)));
         place.tag("sig", &layers).await;
         place.tag("att", &[]).await;
         assert_eq!(place.found(&trusted).await.signed.len(), counts);
     }
     let large = (SIMPLE, vec![b' '; (4 << 20) + 1], annotated(&acme, b""));
-    let small = simple(&said, annotated(&acme, &said));
+    let small = simple(&content, annotated(&acme, &content));
     place.tag("sig", &[large, small]).await;
     // Artifacts; those that cannot contain signatures are not counted.
     for number in 0..40 {

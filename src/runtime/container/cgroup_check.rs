@@ -26,7 +26,7 @@ pub(super) fn lacking(info: &SystemInfo, podman: bool) -> Vec<&'static str> {
         ("processors", info.cpu_cfs_quota.filter(|_| !unknown)),
     ]
     .into_iter()
-    .filter(|(_, kept)| drops || *kept == Some(false))
+    .filter(|(_, available)| drops || *available == Some(false))
     .map(|(name, _)| name)
     .collect()
 }
@@ -69,10 +69,10 @@ mod tests {
     #[test]
     fn engines_without_a_limit_are_found() {
         use SystemInfoCgroupVersionEnum::{_1, _2, EMPTY};
-        let system = |kept, rootless: bool, version| SystemInfo {
-            memory_limit: kept,
-            pids_limit: kept,
-            cpu_cfs_quota: kept,
+        let system = |available, rootless: bool, version| SystemInfo {
+            memory_limit: available,
+            pids_limit: available,
+            cpu_cfs_quota: available,
             security_options: Some(
                 ["name=seccomp,profile=default", "name=rootless"][..1 + usize::from(rootless)]
                     .iter()
@@ -82,7 +82,7 @@ mod tests {
             cgroup_version: version,
             ..SystemInfo::default()
         };
-        for (kept, rootless, version, podman, lacks) in [
+        for (available, rootless, version, podman, lacks) in [
             (Some(true), false, Some(_1), false, 0),
             (Some(true), false, Some(_1), true, 0),
             (Some(true), true, Some(_2), true, 0),
@@ -96,8 +96,8 @@ mod tests {
             (Some(false), false, Some(_2), false, 3),
             (None, false, Some(_1), false, 0),
         ] {
-            let lacking = lacking(&system(kept, rootless, version), podman);
-            assert_eq!(lacking.len(), lacks, "{kept:?} {rootless} {version:?} {podman}");
+            let lacking = lacking(&system(available, rootless, version), podman);
+            assert_eq!(lacking.len(), lacks, "{available:?} {rootless} {version:?} {podman}");
             assert_eq!(check(&lacking).is_err(), lacks > 0);
         }
     }

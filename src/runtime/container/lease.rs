@@ -39,16 +39,16 @@ impl Lease {
     /// Whether the process has certainly ended. A process that cannot be observed from here
     /// (another machine, another process namespace, a hidden process) counts as alive.
     pub fn gone(&self, from: &Self) -> bool {
-        let known = |s: &str| s != UNKNOWN;
+        let is_known = |s: &str| s != UNKNOWN;
         if self.boot != from.boot {
             // Either the same machine after a restart, or another machine that uses the same
             // engine.
-            return known(&self.machine)
+            return is_known(&self.machine)
                 && self.machine == from.machine
-                && known(&self.boot)
-                && known(&from.boot);
+                && is_known(&self.boot)
+                && is_known(&from.boot);
         }
-        if !known(&self.boot) || self.namespace != from.namespace || !known(&self.namespace) {
+        if !is_known(&self.boot) || self.namespace != from.namespace || !is_known(&self.namespace) {
             return false;
         }
         if self.pid <= 0 {

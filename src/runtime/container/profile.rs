@@ -501,12 +501,12 @@ fn user(hardening: &Hardening) -> Result<String, LaunchFailure> {
 
 fn capabilities(hardening: &Hardening) -> Result<Vec<String>, LaunchFailure> {
     let mut added = Vec::new();
-    for given in &hardening.cap_add {
-        let upper = given.to_ascii_uppercase();
+    for capability in &hardening.cap_add {
+        let upper = capability.to_ascii_uppercase();
         let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
         if !CAPABILITIES.contains(&name) {
             return Err(failure(
-                format!("`{}` is not a capability that can be added", given.escape_debug()),
+                format!("`{}` is not a capability that can be added", capability.escape_debug()),
                 "name single capabilities in `hardening.cap-add`, such as CAP_NET_BIND_SERVICE",
             ));
         }

@@ -73,8 +73,8 @@ impl Handle for Container {
     async fn stop(&self, grace: Duration) {
         if self.exit.borrow().is_none() {
             let term = KillContainerOptionsBuilder::new().signal("SIGTERM").build();
-            let asked = self.docker().kill_container(self.id(), Some(term)).await;
-            if asked.is_ok() {
+            let signalled = self.docker().kill_container(self.id(), Some(term)).await;
+            if signalled.is_ok() {
                 let _ = timeout(grace, self.wait()).await;
             }
         }

@@ -14,9 +14,9 @@ pub(super) static DIGEST: LazyLock<String> =
     LazyLock::new(|| hex::encode(&Sha256::digest(JSON.as_bytes())[..8]));
 
 /// Whether a container's profile is this one, as text or as a file with the text.
-pub(super) fn is_ours(given: &str) -> bool {
-    given == *JSON
-        || (given.starts_with('/') && fs::read_to_string(given).is_ok_and(|text| text == *JSON))
+pub(super) fn is_ours(profile: &str) -> bool {
+    profile == *JSON
+        || (profile.starts_with('/') && fs::read_to_string(profile).is_ok_and(|text| text == *JSON))
 }
 
 #[cfg(test)]
@@ -27,10 +27,10 @@ mod tests {
     fn only_files_with_this_profile_match() {
         let folder = tempfile::tempdir().expect("a folder");
         let file_path = folder.path().join("list");
-        let given = file_path.to_str().expect("its path");
+        let path = file_path.to_str().expect("its path");
         fs::write(&file_path, &*JSON).expect("written");
-        assert!(is_ours(given) && is_ours(&JSON));
+        assert!(is_ours(path) && is_ours(&JSON));
         fs::write(&file_path, "{}").expect("written");
-        assert!(!is_ours(given) && !is_ours("unconfined"));
+        assert!(!is_ours(path) && !is_ours("unconfined"));
     }
 }

@@ -294,25 +294,25 @@ pub fn groups_left() -> Vec<PathBuf> {
     let mounts = mounts.lines().filter_map(Mounted::read);
     let hierarchies = mounts.filter(|mount| mount.kind.starts_with("cgroup"));
     let roots: BTreeSet<_> = hierarchies.map(|mount| PathBuf::from(mount.mount_point)).collect();
-    let left: BTreeSet<_> = roots.into_iter().flat_map(left_below).collect();
-    left.into_iter().collect()
+    let leftover: BTreeSet<_> = roots.into_iter().flat_map(left_below).collect();
+    leftover.into_iter().collect()
 }
 
 fn left_below(root: PathBuf) -> Vec<PathBuf> {
     let own = Lease::current();
-    let (mut left, mut folders) = (Vec::new(), vec![root]);
+    let (mut leftover, mut folders) = (Vec::new(), vec![root]);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             // A link is not a separate folder.
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 match is_left(&entry, &own) {
-                    true => left.push(entry.path()),
+                    true => leftover.push(entry.path()),
                     false => folders.push(entry.path()),
                 }
             }
         }
     }
-    left
+    leftover
 }
 
 /// Removes such a group. While it has processes, blocks until `end` at the latest: those of a

@@ -76,7 +76,7 @@ impl Plan {
                     "give each mount its own target",
                 ));
             }
-            plan.binds.push(Bind { source, target, writable, whole: false });
+            plan.binds.push(Bind { source, target, writable, recursive: false });
         }
         let mut environment: BTreeMap<String, String> = spec.env.iter().cloned().collect();
         let secrets = spec.secrets.iter();
@@ -202,13 +202,13 @@ fn system() -> (Vec<Bind>, Vec<(PathBuf, PathBuf)>) {
             links.push((tree.to_owned(), link));
         } else if tree.is_dir() && fs::canonicalize(tree).is_ok_and(|canonical| canonical == tree) {
             // Parts of a system may be separate mounts: libraries of a graphics card, a disk.
-            binds.push(Bind { whole: true, ..Bind::read_only(tree, tree) });
+            binds.push(Bind { recursive: true, ..Bind::read_only(tree, tree) });
         }
     }
     for name in ETC {
         let link_path = Path::new("/etc").join(name);
         if let Ok(source) = fs::canonicalize(&link_path) {
-            binds.push(Bind { whole: true, ..Bind::read_only(source, link_path) });
+            binds.push(Bind { recursive: true, ..Bind::read_only(source, link_path) });
         }
     }
     (binds, links)

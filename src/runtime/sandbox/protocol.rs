@@ -69,12 +69,12 @@ pub(super) struct Bind {
     pub target: PathBuf,
     pub writable: bool,
     /// Whether mounts below it on the host are included. Otherwise they are hidden.
-    pub whole: bool,
+    pub recursive: bool,
 }
 
 impl Bind {
     pub(super) fn read_only(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
-        Self { source: source.into(), target: target.into(), writable: false, whole: false }
+        Self { source: source.into(), target: target.into(), writable: false, recursive: false }
     }
 }
 

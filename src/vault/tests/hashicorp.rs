@@ -35,7 +35,7 @@ struct State {
     /// Valid tokens.
     tokens: BTreeSet<String>,
     /// Number of tokens issued to roles.
-    given: usize,
+    issued: usize,
     sealed: bool,
 }
 
@@ -140,10 +140,10 @@ fn answer(request: &str, token: &str, body: &str, state: &mut State) -> (u16, St
         if body != wanted {
             return (400, r#"{"errors":["invalid role or secret ID"]}"#.to_owned());
         }
-        state.given += 1;
-        let given = format!("given-{}", state.given);
-        state.tokens.insert(given.clone());
-        return (200, format!(r#"{{"auth":{{"client_token":"{given}","policies":["p"]}}}}"#));
+        state.issued += 1;
+        let issued = format!("given-{}", state.issued);
+        state.tokens.insert(issued.clone());
+        return (200, format!(r#"{{"auth":{{"client_token":"{issued}","policies":["p"]}}}}"#));
     }
     if !state.tokens.contains(token) {
         return denied;
@@ -210,7 +210,7 @@ fn role_logs_in_and_revokes_its_token() {
     fetch("vault:elsewhere/app#token", &role("its-role")).failed("do not permit this token");
     fetch("vault:old/a b#token", &role("other")).failed("refuses the role's login");
     let state = vault.state.lock().unwrap();
-    assert_eq!(state.given, 2);
+    assert_eq!(state.issued, 2);
     assert_eq!(state.tokens, [TOKEN.to_owned()].into());
 }
 

@@ -37,7 +37,7 @@ impl Sdk {
                 command.arg(node_program("typescript", "client.mjs"));
                 command
             }
-            Self::Rmcp => unreachable!("rmcp is no program"),
+            Self::Rmcp => unreachable!("rmcp is not a program"),
         }
     }
 

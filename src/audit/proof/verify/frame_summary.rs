@@ -124,10 +124,10 @@ impl Fold {
         let last = *hashes.last()?;
         let (begin, ended) = times.unwrap_or((Timestamp::MIN, Timestamp::MIN));
         let count = hashes.len() as u64;
-        let within = wanted
+        let has_wanted = wanted
             .get(wanted.partition_point(|size| *size <= first))
             .is_some_and(|size| *size < first + count);
-        let leaves = if count == TILE && first.is_multiple_of(TILE) && !within {
+        let leaves = if count == TILE && first.is_multiple_of(TILE) && !has_wanted {
             Leaves::Tile(Frontier::of_tiles([], hashes).root())
         } else {
             Leaves::Each(hashes)

@@ -364,7 +364,7 @@ impl<'a> Scan<'a> {
         for piece in pieces {
             if let FilePart::Damage { source, bytes, last } = piece {
                 let message = if *last {
-                    "this is not a frame of records, and there is none behind it".to_owned()
+                    "this is not a frame of records, and no frame follows it".to_owned()
                 } else {
                     format!("this is not a frame of records, up to byte {}", bytes.end)
                 };
@@ -381,8 +381,8 @@ impl<'a> Scan<'a> {
         self.explained = false;
         let Digest { first, count, prev, last, begin, ended, leaves, findings } = digest;
         findings.into_iter().for_each(|finding| self.findings.add(finding));
-        if let (Some(known), Some(named)) = (self.prev, prev)
-            && known != named
+        if let (Some(previous), Some(named)) = (self.prev, prev)
+            && previous != named
         {
             self.findings.add(frame_summary::locate(frame_summary::broken(first), unit));
         }

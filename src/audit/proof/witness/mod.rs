@@ -176,8 +176,8 @@ impl Drop for All {
 
 /// File with a witness's position.
 fn cursor_name(witness: &Witness) -> String {
-    let whole = Sha256::digest(format!("{witness:?}"));
-    format!("audit-witness-{}", hex::encode(whole.first_chunk::<8>().unwrap_or(&[0; 8])))
+    let digest = Sha256::digest(format!("{witness:?}"));
+    format!("audit-witness-{}", hex::encode(digest.first_chunk::<8>().unwrap_or(&[0; 8])))
 }
 
 struct WitnessThread {
@@ -236,8 +236,8 @@ impl WitnessThread {
             let mut bytes = Vec::new();
             file.take(CHUNK).read_to_end(&mut bytes)?;
             // The rest may still be written, or continues in the next chunk.
-            let whole = memchr::memmem::rfind(&bytes, b"\n\n").map_or(0, |end| end + 2);
-            let found = note_file::split(bytes.get(..whole).unwrap_or_default());
+            let complete_len = memchr::memmem::rfind(&bytes, b"\n\n").map_or(0, |end| end + 2);
+            let found = note_file::split(bytes.get(..complete_len).unwrap_or_default());
             let mut sent = 0;
             for (at, note) in &found.notes {
                 let end = at + note.len();

@@ -163,15 +163,15 @@ impl fmt::Display for Column {
 
 /// Text that is not the name of a column.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there is no field `{}`{}", name.escape_default(), hint(*meant))]
+#[error("there is no field `{}`{}", name.escape_default(), hint(*suggestion))]
 pub struct IllegalColumn {
     name: String,
     /// Column that was probably meant.
-    pub meant: Option<Column>,
+    pub suggestion: Option<Column>,
 }
 
-fn hint(meant: Option<Column>) -> String {
-    meant.map(|meant| format!(": did you mean `{meant}`?")).unwrap_or_default()
+fn hint(suggestion: Option<Column>) -> String {
+    suggestion.map(|suggestion| format!(": did you mean `{suggestion}`?")).unwrap_or_default()
 }
 
 /// Other names that users try.
@@ -209,9 +209,10 @@ impl FromStr for Column {
         if let Some(found) = Self::ALL.iter().find(|column| column.name() == name) {
             return Ok(*found);
         }
-        let other = OTHER_NAMES.iter().find(|(other, _)| *other == name).map(|(_, meant)| *meant);
-        let meant = other.or_else(|| nearest(&name, Self::ALL.iter().map(|c| (c.name(), *c))));
-        Err(IllegalColumn { name: text.chars().take(64).collect(), meant })
+        let other =
+            OTHER_NAMES.iter().find(|(other, _)| *other == name).map(|(_, suggestion)| *suggestion);
+        let suggestion = other.or_else(|| nearest(&name, Self::ALL.iter().map(|c| (c.name(), *c))));
+        Err(IllegalColumn { name: text.chars().take(64).collect(), suggestion })
     }
 }
 

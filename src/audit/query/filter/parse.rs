@@ -98,7 +98,7 @@ pub(super) fn parse(text: &str, now: &Zoned) -> Result<Expr, IllegalFilter> {
     }
     let state = State { now, depth: 0, values: 0 };
     let mut input = Stateful { input: LocatingSlice::new(text), state };
-    whole(&mut input).map_err(|error| {
+    expression(&mut input).map_err(|error| {
         illegal(match error {
             ErrMode::Backtrack(wrong) | ErrMode::Cut(wrong) => wrong,
             ErrMode::Incomplete(_) => {
@@ -108,7 +108,7 @@ pub(super) fn parse(text: &str, now: &Zoned) -> Result<Expr, IllegalFilter> {
     })
 }
 
-fn whole(input: &mut Input<'_>) -> Parsed<Expr> {
+fn expression(input: &mut Input<'_>) -> Parsed<Expr> {
     multispace0(input)?;
     if input.is_empty() {
         return Ok(Expr::default());
@@ -235,8 +235,8 @@ fn column(input: &mut Input<'_>) -> Parsed<(Column, Range<usize>)> {
     match found.parse::<Column>() {
         Ok(column) => Ok((column, span)),
         Err(illegal) => {
-            let help = match illegal.meant {
-                Some(meant) => format!("did you mean `{meant}`?"),
+            let help = match illegal.suggestion {
+                Some(suggestion) => format!("did you mean `{suggestion}`?"),
                 None => {
                     let names: Vec<_> = Column::ALL.iter().map(|column| column.name()).collect();
                     format!("fields are {}", names.join(", "))
@@ -507,9 +507,9 @@ fn build(
         (Type::Word(words), _) => {
             for (text, span) in &values {
                 if !words.contains(&text.as_str()) {
-                    let meant = nearest(text, words.iter().map(|word| (*word, *word)));
-                    let help = match meant {
-                        Some(meant) => format!("did you mean `{meant}`?"),
+                    let suggestion = nearest(text, words.iter().map(|word| (*word, *word)));
+                    let help = match suggestion {
+                        Some(suggestion) => format!("did you mean `{suggestion}`?"),
                         None => format!("it is one of {}", words.join(", ")),
                     };
                     return bad((text.clone(), span.clone()), &help).fail();

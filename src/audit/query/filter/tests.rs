@@ -16,7 +16,7 @@ fn read(text: &str) -> Result<Filter, IllegalFilter> {
 
 #[test]
 fn filters_are_parsed() {
-    for (text, meant) in [
+    for (text, expected) in [
         ("", ""),
         ("  ", ""),
         ("client = ci-bot", "client = ci-bot"),
@@ -75,7 +75,7 @@ fn filters_are_parsed() {
         ),
     ] {
         let found = read(text).map_or_else(|_| "!".into(), |filter| filter.to_string());
-        assert_eq!(found, meant, "{text}");
+        assert_eq!(found, expected, "{text}");
     }
 }
 

@@ -299,8 +299,9 @@ fn find(
     // A file of forged headers must not delay the start.
     let mut budget = (part.end - part.start).saturating_mul(frame::SEARCH);
     while from + (frame::HEADER as u64) < part.end {
-        let left = part.end - from;
-        let length = usize::try_from(left).map_or(window.len(), |left| left.min(window.len()));
+        let remaining = part.end - from;
+        let length = usize::try_from(remaining)
+            .map_or(window.len(), |remaining| remaining.min(window.len()));
         let bytes = window.get_mut(..length)?;
         file.read_exact_at(bytes, from).ok()?;
         let found = bytes.windows(frame::HEADER).enumerate().find_map(|(at, header)| {

@@ -44,7 +44,7 @@ fn seeds() -> Vec<Vec<u8>> {
         .collect()
 }
 
-async fn hold(way: u8, said: &[u8]) {
+async fn hold(way: u8, sent: &[u8]) {
     let all = [
         "tls.example:443",
         "http://web.example:80",
@@ -66,7 +66,7 @@ async fn hold(way: u8, said: &[u8]) {
     let program = async {
         let (mut read, mut write) = tokio::io::split(theirs);
         let exchange = async {
-            let _ = write.write_all(said).await;
+            let _ = write.write_all(sent).await;
             let _ = write.shutdown().await;
         };
         let mut received = Vec::new();
@@ -75,14 +75,14 @@ async fn hold(way: u8, said: &[u8]) {
     let both = async { tokio::join!(egress.converse(ours, toward), program) };
     timeout(SOON, both).await.expect("it ends");
     timeout(SOON, egress.stop()).await.expect("it stops");
-    let asked = gate.asked.lock().unwrap().clone();
+    let requested = gate.requested.lock().unwrap().clone();
     let mut numbers = Vec::new();
     while let Ok(outcome) = reported.try_recv() {
         assert_eq!((outcome.up, outcome.down, outcome.address), (0, 0, None), "{outcome:?}");
         assert!(matches!(outcome.end, End::Refused(_) | End::Stopped | End::Broken), "{outcome:?}");
         numbers.extend(outcome.attempt.map(|attempt| attempt.number));
     }
-    for attempt in asked {
+    for attempt in requested {
         assert!(all.find(&attempt.host, attempt.port).is_some(), "{attempt:?}");
         assert_eq!(numbers.iter().filter(|number| **number == attempt.number).count(), 1);
     }
@@ -100,15 +100,15 @@ proptest! {
         edits in vec((any::<Index>(), 0usize..4, vec(any::<u8>(), 0..6)), 0..5),
         end in any::<Index>(),
     ) {
-        let mut said = seed.get(&seeds()).clone();
+        let mut sent = seed.get(&seeds()).clone();
         for (at, gone, new) in edits {
-            let at = at.index(said.len() + 1);
-            let until = (at + gone).min(said.len());
-            said.splice(at..until, new);
+            let at = at.index(sent.len() + 1);
+            let until = (at + gone).min(sent.len());
+            sent.splice(at..until, new);
         }
         // Half of them are complete.
-        let end = end.index(2 * said.len() + 1).min(said.len());
+        let end = end.index(2 * sent.len() + 1).min(sent.len());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(hold(way, &said[..end]));
+        runtime.block_on(hold(way, &sent[..end]));
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 /// ClientHello of a library for a name or an address.
 pub fn hello(name: &str) -> Vec<u8> {
-    said(&mut client(name))
+    client_hello(&mut client(name))
 }
 
 /// Client that trusts no certificate.
@@ -20,7 +20,7 @@ pub fn client(name: &str) -> rustls::ClientConnection {
 }
 
 /// Bytes that a client wants to send.
-pub fn said(client: &mut rustls::ClientConnection) -> Vec<u8> {
+pub fn client_hello(client: &mut rustls::ClientConnection) -> Vec<u8> {
     let mut bytes = Vec::new();
     while client.wants_write() {
         client.write_tls(&mut bytes).unwrap();

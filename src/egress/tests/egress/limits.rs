@@ -218,12 +218,12 @@ async fn undecided() -> (World, TcpStream) {
     let listed = ["tcp://undecided.example:1".to_owned()];
     let world = World::new(&listed, Limits::default()).await;
     let stream = world.ask_for("undecided.example", 1).await;
-    let asked = async {
-        while world.gate.asked.lock().unwrap().is_empty() {
+    let requested = async {
+        while world.gate.requested.lock().unwrap().is_empty() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(SOON, asked).await.unwrap();
+    timeout(SOON, requested).await.unwrap();
     (world, stream)
 }
 

@@ -64,30 +64,30 @@ async fn curl_reaches_listed_hosts_only() {
     for proxy in [format!("http://{at}"), format!("socks5h://{at}"), format!("socks5h://u:p@{at}")]
     {
         for url in [scene.tls_url(), scene.web_url()] {
-            let (well, said) =
+            let (well, printed) =
                 run("curl", &["-sS", "--cacert", &ca, "-x", &proxy, &url], &[]).await;
-            assert!(well && said.starts_with("GET /deep HTTP/1.1"), "{proxy} {url}: {said}");
+            assert!(well && printed.starts_with("GET /deep HTTP/1.1"), "{proxy} {url}: {printed}");
             assert_eq!(code(&scene.world.reported().await), "Closed");
         }
     }
     // Through a tunnel, in plain text.
     let proxy = format!("http://{at}");
-    let (well, said) = run("curl", &["-sS", "-p", "-x", &proxy, &scene.web_url()], &[]).await;
-    assert!(well && said.starts_with("GET /deep HTTP/1.1"), "{said}");
+    let (well, printed) = run("curl", &["-sS", "-p", "-x", &proxy, &scene.web_url()], &[]).await;
+    assert!(well && printed.starts_with("GET /deep HTTP/1.1"), "{printed}");
     assert_eq!(code(&scene.world.reported().await), "Closed");
     // Directly, at the host's address inside.
     let direct = scene.world.direct("tls.example", scene.tls.port).await;
     let to = format!("tls.example:{}:{direct}", scene.tls.port);
-    let (well, said) =
+    let (well, printed) =
         run("curl", &["-sS", "--cacert", &ca, "--connect-to", &to, &scene.tls_url()], &[]).await;
-    assert!(well && said.starts_with("GET /deep HTTP/1.1"), "{said}");
+    assert!(well && printed.starts_with("GET /deep HTTP/1.1"), "{printed}");
     assert_eq!(code(&scene.world.reported().await), "Closed");
     // The error names an unlisted host.
-    let (well, said) = run("curl", &["-sS", "-x", &proxy, "http://evil.example/"], &[]).await;
-    assert!(well && said.contains("egress = [\"http://evil.example:80\"]"), "{said}");
+    let (well, printed) = run("curl", &["-sS", "-x", &proxy, "http://evil.example/"], &[]).await;
+    assert!(well && printed.contains("egress = [\"http://evil.example:80\"]"), "{printed}");
     assert_eq!(code(&scene.world.reported().await), "not-listed");
-    let (well, said) = run("curl", &["-sS", "-x", &proxy, "https://evil.example/"], &[]).await;
-    assert!(!well && said.contains("403"), "{said}");
+    let (well, printed) = run("curl", &["-sS", "-x", &proxy, "https://evil.example/"], &[]).await;
+    assert!(!well && printed.contains("403"), "{printed}");
     assert_eq!(code(&scene.world.reported().await), "not-listed");
 }
 
@@ -104,10 +104,11 @@ async fn python_reaches_listed_hosts() {
     ];
     let script = "import sys, urllib.request\nfor url in sys.argv[1:]:\n    print(urllib.request.urlopen(url, timeout=50).read().decode())";
     let arguments = ["-c", script, &scene.tls_url(), &scene.web_url()];
-    let (well, said) = run("python3", &arguments, &environment).await;
-    assert!(well && said.matches("GET /deep HTTP/1.1").count() == 2, "{said}");
-    let (well, said) = run("python3", &["-c", script, "https://evil.example/"], &environment).await;
-    assert!(!well && said.contains("403"), "{said}");
+    let (well, printed) = run("python3", &arguments, &environment).await;
+    assert!(well && printed.matches("GET /deep HTTP/1.1").count() == 2, "{printed}");
+    let (well, printed) =
+        run("python3", &["-c", script, "https://evil.example/"], &environment).await;
+    assert!(!well && printed.contains("403"), "{printed}");
 }
 
 #[tokio::test]
@@ -139,9 +140,9 @@ async fn node_reaches_listed_hosts() {
         &scene.tls.port.to_string(),
         &direct.port().to_string(),
     ];
-    let (well, said) = run("node", &arguments, &[("NODE_EXTRA_CA_CERTS", &ca)]).await;
+    let (well, printed) = run("node", &arguments, &[("NODE_EXTRA_CA_CERTS", &ca)]).await;
     assert!(
-        well && said.contains("GET /tunnel HTTP") && said.contains("GET /direct HTTP"),
-        "{said}"
+        well && printed.contains("GET /tunnel HTTP") && printed.contains("GET /direct HTTP"),
+        "{printed}"
     );
 }

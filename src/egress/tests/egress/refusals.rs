@@ -254,10 +254,10 @@ async fn ways_around_the_list_are_refused() {
         assert_eq!(origin.received(), "", "the host received data");
     }
     // No unlisted name was resolved.
-    let asked = world.names.asked.lock().unwrap().clone();
+    let requested = world.names.requested.lock().unwrap().clone();
     assert!(
-        !asked.iter().any(|name| name.contains("evil") || name == "policy.example"),
-        "{asked:?}"
+        !requested.iter().any(|name| name.contains("evil") || name == "policy.example"),
+        "{requested:?}"
     );
 }
 
@@ -289,7 +289,7 @@ async fn ways_around_the_list_are_refused_at_direct_sockets() {
     exchange(at, &hello("elsewhere.example")).await;
     assert_eq!(code(&world.reported().await), "not-listed");
     assert_eq!(tls.received() + &web.received(), "");
-    assert!(world.gate.asked.lock().unwrap().is_empty());
+    assert!(world.gate.requested.lock().unwrap().is_empty());
 }
 
 /// The name first has a public address, then one of this machine.
@@ -312,7 +312,7 @@ async fn name_that_changes_its_address_is_refused() {
         assert_eq!(reported.address, None);
     }
     // One lookup for each attempt: the name is not resolved again between check and connection.
-    assert_eq!(world.names.asked.lock().unwrap().len(), 3);
+    assert_eq!(world.names.requested.lock().unwrap().len(), 3);
     let nobody = tokio::time::timeout(std::time::Duration::ZERO, canary.accept()).await;
     assert!(nobody.is_err(), "the canary was connected to");
 }
@@ -384,9 +384,9 @@ async fn invalid_answers_are_refused() {
         // A client that closes its side may get no answer.
         let mut stream = TcpStream::connect(world.proxy).await.unwrap();
         stream.write_all(ask.as_bytes()).await.unwrap();
-        let mut said = Vec::new();
-        timeout(SOON, stream.read_to_end(&mut said)).await.unwrap().unwrap();
-        assert!(said.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&said));
+        let mut answered = Vec::new();
+        timeout(SOON, stream.read_to_end(&mut answered)).await.unwrap().unwrap();
+        assert!(answered.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&answered));
         let reported = world.reported().await;
         assert_eq!(code(&reported), "unreachable", "{answer:?}");
         assert!(reported.up > 0 && reported.allowed);

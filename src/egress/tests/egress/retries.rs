@@ -10,7 +10,7 @@ use tokio::{
 use tokio_rustls::rustls;
 
 use super::{
-    hellos::{client, said},
+    hellos::{client, client_hello},
     support::{Origin, SOON, World, code},
 };
 
@@ -54,10 +54,10 @@ async fn second_hello_for_the_same_host_passes() {
     let (origin, world) = scene(true).await;
     let mut stream = world.tunnel(HOST, origin.port).await;
     let mut client = client(HOST);
-    stream.write_all(&said(&mut client)).await.unwrap();
+    stream.write_all(&client_hello(&mut client)).await.unwrap();
     let asks = hear(&mut stream, &mut client).await;
     assert_eq!(asks[11..15], [0xcf, 0x21, 0xad, 0x74], "it asks again");
-    let second = said(&mut client);
+    let second = client_hello(&mut client);
     assert!(second.windows(HOST.len()).any(|part| part == HOST.as_bytes()));
     stream.write_all(&second).await.unwrap();
     // After any intermediate messages, its real answer arrives.
@@ -82,10 +82,10 @@ async fn second_hello_for_another_host_is_refused() {
     let (origin, world) = scene(true).await;
     let mut stream = world.tunnel(HOST, origin.port).await;
     let mut client = client(HOST);
-    let first = said(&mut client);
+    let first = client_hello(&mut client);
     stream.write_all(&first).await.unwrap();
     hear(&mut stream, &mut client).await;
-    stream.write_all(&renamed(&said(&mut client))).await.unwrap();
+    stream.write_all(&renamed(&client_hello(&mut client))).await.unwrap();
     let reported = world.reported().await;
     assert_eq!(code(&reported), "other-server-name");
     // At most the messages allowed before it, and nothing of it.
@@ -103,7 +103,7 @@ async fn immediate_second_hello_waits_and_is_refused() {
     for (again, expected) in [(true, "other-server-name"), (false, "Closed")] {
         let (origin, world) = scene(again).await;
         let mut stream = world.tunnel(HOST, origin.port).await;
-        let first = said(&mut client(HOST));
+        let first = client_hello(&mut client(HOST));
         let both = [first.clone(), vec![20, 3, 3, 0, 1, 1], renamed(&first)].concat();
         stream.write_all(&both).await.unwrap();
         let mut rest = Vec::new();
@@ -128,7 +128,7 @@ async fn immediate_second_hello_waits_and_is_refused() {
 async fn other_data_after_the_hello_is_refused() {
     let (origin, world) = scene(false).await;
     let mut stream = world.tunnel(HOST, origin.port).await;
-    let first = said(&mut client(HOST));
+    let first = client_hello(&mut client(HOST));
     stream.write_all(&[&first[..], b"GET / HTTP/1.1\r\n\r\n"].concat()).await.unwrap();
     let mut rest = Vec::new();
     let _ = timeout(SOON, stream.read_to_end(&mut rest)).await.unwrap();

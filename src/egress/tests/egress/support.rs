@@ -29,7 +29,7 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// reported outcomes.
 pub struct Recorder {
     reported: mpsc::UnboundedSender<Outcome>,
-    pub asked: Mutex<Vec<Attempt>>,
+    pub requested: Mutex<Vec<Attempt>>,
     /// Revoked host.
     forbidden: Mutex<Option<String>>,
     changed: Notify,
@@ -38,7 +38,7 @@ pub struct Recorder {
 #[async_trait]
 impl Gate for Recorder {
     async fn decide(&self, attempt: &Attempt) -> Verdict {
-        self.asked.lock().unwrap().push(attempt.clone());
+        self.requested.lock().unwrap().push(attempt.clone());
         match attempt.host.to_string().as_str() {
             "policy.example" => Verdict::Refuse("policy does not permit it".into()),
             "undecided.example" => std::future::pending().await,
@@ -70,7 +70,7 @@ impl Recorder {
         let (reported, receiver) = mpsc::unbounded_channel();
         let new = Self {
             reported,
-            asked: Mutex::default(),
+            requested: Mutex::default(),
             forbidden: Mutex::default(),
             changed: Notify::new(),
         };
@@ -88,7 +88,7 @@ impl Recorder {
 #[derive(Default)]
 pub struct Names {
     answers: Mutex<HashMap<String, Vec<Vec<IpAddr>>>>,
-    pub asked: Mutex<Vec<String>>,
+    pub requested: Mutex<Vec<String>>,
 }
 
 impl Names {
@@ -101,7 +101,7 @@ impl Names {
 #[async_trait]
 impl Resolver for Names {
     async fn addresses(&self, name: &str) -> io::Result<Vec<IpAddr>> {
-        self.asked.lock().unwrap().push(name.to_owned());
+        self.requested.lock().unwrap().push(name.to_owned());
         let mut answers = self.answers.lock().unwrap();
         match answers.get_mut(name) {
             Some(all) if all.len() > 1 => Ok(all.remove(0)),

@@ -226,7 +226,7 @@ impl ConnectionPermit {
     pub fn authenticate(&self, principal: &PrincipalKind) -> Result<(), Refusal> {
         let mut slot = self.slot.lock();
         let is_proxy = match &*slot {
-            Slot::Client(known) | Slot::Proxy(Forwarding::Client(known)) if known == principal => {
+            Slot::Client(owner) | Slot::Proxy(Forwarding::Client(owner)) if owner == principal => {
                 return Ok(());
             }
             Slot::Proxy(_) => true,

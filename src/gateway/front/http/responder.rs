@@ -95,7 +95,7 @@ impl Responder {
         match self.clone().carry(vec![sent]).await {
             Some(ResponseMode::Whole(mut answers)) => match answers.pop() {
                 Some(answer) if answer.is_cancelled() => self.cancelled(answer.answered.text),
-                Some(answer) => whole(answer, revision),
+                Some(answer) => single(answer, revision),
                 None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
             },
             Some(ResponseMode::Events(reader)) => sse::response(events(reader)),
@@ -115,10 +115,11 @@ impl Responder {
         let sent = batch::take(&self.proxy, &self.caller, text, call_permit).await?;
         Ok(match self.clone().carry(sent).await {
             Some(ResponseMode::Whole(answers)) => {
-                let mut asked = answers.iter().filter(|answer| answer.expects_response).peekable();
-                if asked.peek().is_some() && asked.all(Answer::is_cancelled) {
-                    let asked = answers.into_iter().filter(|answer| answer.expects_response);
-                    let errors = asked.filter_map(|answer| answer.answered.text).collect();
+                let mut requests =
+                    answers.iter().filter(|answer| answer.expects_response).peekable();
+                if requests.peek().is_some() && requests.all(Answer::is_cancelled) {
+                    let requests = answers.into_iter().filter(|answer| answer.expects_response);
+                    let errors = requests.filter_map(|answer| answer.answered.text).collect();
                     self.cancelled(batch::array(errors))
                 } else {
                     all(answers)
@@ -193,7 +194,7 @@ impl Responder {
             }
             next = tokio::select! {
                 piece = pieces.next() => piece,
-                () = stream.left(), if self.caller.session.is_none() => return,
+                () = stream.disconnected(), if self.caller.session.is_none() => return,
             };
             if next.is_none() {
                 break;
@@ -225,7 +226,7 @@ impl Responder {
     }
 }
 
-fn whole(Answer { answered, expects_response }: Answer, revision: Revision) -> Response {
+fn single(Answer { answered, expects_response }: Answer, revision: Revision) -> Response {
     if !expects_response {
         return match (answered.refused, answered.text) {
             (None, _) => StatusCode::ACCEPTED.into_response(),

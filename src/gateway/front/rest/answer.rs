@@ -29,7 +29,7 @@ pub(super) struct Reply {
 pub(super) type Parts = Vec<Bytes>;
 
 /// A result, unchanged.
-pub(super) fn whole(result: Bytes) -> Option<Parts> {
+pub(super) fn unchanged(result: Bytes) -> Option<Parts> {
     Some(vec![result])
 }
 
@@ -80,7 +80,11 @@ impl Reply {
             return Self::refused(code, &text);
         }
         let Ok(answer) = Object::parse(text) else {
-            return Self::broken(StatusCode::BAD_GATEWAY, "no-answer", "the answer is none");
+            return Self::broken(
+                StatusCode::BAD_GATEWAY,
+                "no-answer",
+                "the response is not a JSON object",
+            );
         };
         if let Some(body) = answer.get("result").and_then(show) {
             return Self { status: StatusCode::OK, body, retry_after: None };
@@ -190,7 +194,7 @@ mod tests {
     #[test]
     fn result_is_unchanged() {
         let text = Bytes::from_static(br#"{"jsonrpc":"2.0","id":1,"result":{"a": 1.0 }}"#);
-        let reply = Reply::of(answered(text), whole);
+        let reply = Reply::of(answered(text), unchanged);
         assert_eq!(reply.body, [r#"{"a": 1.0 }"#]);
         assert_eq!(reply.into_element().concat(), br#"{"status":200,"result":{"a": 1.0 }}"#);
     }
@@ -198,7 +202,7 @@ mod tests {
     #[test]
     fn server_error_has_status_502() {
         let text = br#"{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"x"}}"#;
-        let element = Reply::of(answered(Bytes::from_static(text)), whole).into_element();
+        let element = Reply::of(answered(Bytes::from_static(text)), unchanged).into_element();
         let element: Value = serde_json::from_slice(&element.concat()).unwrap();
         assert_eq!(element["status"], 502);
         assert_eq!(element["error"]["rpc"]["code"], -32000);
@@ -217,8 +221,8 @@ mod tests {
     async fn response_holds_its_permit_until_written() {
         let call_permit = Arc::new(());
         for (text, show) in [
-            (r#"{"result":{"a":1}}"#, whole as fn(Bytes) -> Option<Parts>),
-            (r#"{"error":{"code":1}}"#, whole),
+            (r#"{"result":{"a":1}}"#, unchanged as fn(Bytes) -> Option<Parts>),
+            (r#"{"error":{"code":1}}"#, unchanged),
             (r#"{"result":{"tools":[]}}"#, tools),
         ] {
             let text = Bytes::from_owner(GuardedText(text, call_permit.clone()));

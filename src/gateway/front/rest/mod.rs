@@ -80,7 +80,7 @@ impl<S: Send + Sync> FromRequestParts<S> for CallQuery {
 impl CallQuery {
     fn read(self) -> Result<QueryParams, Refusal> {
         let why = "the query may have `server` and, for a list, `cursor`, each once";
-        self.0.map(|Query(asked)| asked).map_err(|_| Refusal::new(Code::InvalidRequest, why))
+        self.0.map(|Query(query)| query).map_err(|_| Refusal::new(Code::InvalidRequest, why))
     }
 }
 
@@ -97,10 +97,10 @@ async fn tools(State(front): State<Front>, named: CallQuery, request: Request) -
         Err(reply) => return reply.into_response(),
     };
     let listed = async {
-        let asked = named.read()?;
-        let view = front.view_of(asked.server.as_deref())?;
+        let query = named.read()?;
+        let view = front.view_of(query.server.as_deref())?;
         let call_permit = front.proxy.admission.acquire(&peer.principal)?;
-        let params = call::list(asked.cursor.as_deref());
+        let params = call::list(query.cursor.as_deref());
         let sent = send(&front, &peer, view, Method::TOOLS_LIST, &params, call_permit)?;
         Ok(finish(sent).await)
     };
@@ -127,7 +127,7 @@ async fn invoke(State(front): State<Front>, named: CallQuery, request: Request) 
         let sent = call::parse(text.clone(), front.proxy.request_caps())
             .and_then(|params| send(&front, &peer, view, Method::TOOLS_CALL, &params, call_permit));
         match sent {
-            Ok(sent) => Reply::of(finish(sent).await, answer::whole),
+            Ok(sent) => Reply::of(finish(sent).await, answer::unchanged),
             Err(refusal) => settled(&front, &peer, refusal, Some(&text)).await,
         }
     };
@@ -170,7 +170,7 @@ async fn invoke_each(
             send(front, peer, view.clone(), Method::TOOLS_CALL, &params, call_permit)
         });
         match sent {
-            Ok(sent) => Reply::of(finish(sent).await, answer::whole).into_element(),
+            Ok(sent) => Reply::of(finish(sent).await, answer::unchanged).into_element(),
             Err(refusal) => settled(front, peer, refusal, Some(&text)).await.into_element(),
         }
     });
@@ -210,11 +210,11 @@ async fn arrive(
     named: CallQuery,
     request: Request,
 ) -> Result<ReceivedCall, Refusal> {
-    let asked = named.read()?;
-    if asked.cursor.is_some() {
+    let query = named.read()?;
+    if query.cursor.is_some() {
         return Err(Refusal::new(Code::InvalidRequest, "a call does not take a `cursor`"));
     }
-    let view = front.view_of(asked.server.as_deref())?;
+    let view = front.view_of(query.server.as_deref())?;
     request_checks::is_json(request.headers())?;
     let call_permit = front.proxy.admission.acquire(&peer.principal)?;
     let text = front.body(peer, request.into_body()).await?;

@@ -247,12 +247,12 @@ async fn network_is_joined_only_by_the_client_that_holds_it() {
     // Another process that sends the same request.
     let url = format!("http://d{}", target("joins"));
     let socket = stand.socket();
-    let asked = tokio::process::Command::new("curl")
+    let request = tokio::process::Command::new("curl")
         .args(["-s", "-m", "60", "-H", "Content-Type: application/json", "-d", &text, &url])
         .arg("--unix-socket")
         .arg(&socket)
         .output();
-    let shown = String::from_utf8(asked.await.expect("curl").stdout).expect("text");
+    let shown = String::from_utf8(request.await.expect("curl").stdout).expect("text");
     assert!(shown.contains("no pause container of this guard holds for it"), "{shown}");
 
     // A refused request has joined nothing, whether refused for its mounts or its image.

@@ -60,12 +60,12 @@ fn no_secret_of_the_corpus_is_left_in_a_stored_body() {
             let hits = scanner.scan(text.as_bytes(), &mut Budget::of(text.len())).unwrap();
             let secrets: Vec<_> = hits.iter().map(|hit| &text[hit.range.clone()]).collect();
             for body in bodies(&text) {
-                let Redacted { body: kept, secrets: count } =
+                let Redacted { body: stored, secrets: count } =
                     scrubber.redact(body.as_bytes()).unwrap();
                 assert!(count > 0, "{}: {body}", source.id);
-                let kept = texts(&kept).join("\0");
+                let stored = texts(&stored).join("\0");
                 for secret in &secrets {
-                    assert!(!kept.contains(*secret), "{}: {template}", source.id);
+                    assert!(!stored.contains(*secret), "{}: {template}", source.id);
                 }
             }
         }
@@ -137,30 +137,30 @@ fn other_spellings_of_secrets_are_redacted_in_stored_bodies() {
         .replace('\u{1f600}', "\\uD83D\\uDE00");
     for text in [&once, &twice, &escaped] {
         for text in [text.clone(), format!("log: {text} end")] {
-            let kept = redact(json!({ "content": [{ "text": text }] }).to_string());
-            assert_eq!(kept.secrets, 1, "{text}: {:#}", kept.body);
-            let kept = kept.body.to_string();
+            let stored = redact(json!({ "content": [{ "text": text }] }).to_string());
+            assert_eq!(stored.secrets, 1, "{text}: {:#}", stored.body);
+            let stored = stored.body.to_string();
             assert!(
-                kept.contains(&mark("ODD")) && !kept.contains("fgh") && !kept.contains("b\\"),
-                "{kept}"
+                stored.contains(&mark("ODD")) && !stored.contains("fgh") && !stored.contains("b\\"),
+                "{stored}"
             );
         }
     }
     // A name that marks a value, within a string.
     let named = made("{base64raw:40}");
     let inner = json!({ "aws_secret_access_key": named }).to_string();
-    let kept = redact(json!({ "text": inner }).to_string());
-    assert!(kept.secrets == 1 && !kept.body.to_string().contains(&named), "{kept:?}");
+    let stored = redact(json!({ "text": inner }).to_string());
+    assert!(stored.secrets == 1 && !stored.body.to_string().contains(&named), "{stored:?}");
     // Text without secrets stays as written.
     let clean = r#"{ "a" : [1, 2.50] }"#;
     assert_eq!(redact(json!({ "text": clean }).to_string()).body, json!({ "text": clean }));
 
     // A number that does not fit 64 bits, also within a string.
     for body in [format!("[{digits}]"), json!([format!("[{digits}]")]).to_string()] {
-        let kept = redact(body);
-        let text = kept.body.to_string();
+        let stored = redact(body);
+        let text = stored.body.to_string();
         assert!(
-            kept.secrets == 1 && text.contains(&mark("DIGITS")) && !text.contains("12345"),
+            stored.secrets == 1 && text.contains(&mark("DIGITS")) && !text.contains("12345"),
             "{text}"
         );
     }
@@ -176,9 +176,9 @@ fn other_spellings_of_secrets_are_redacted_in_stored_bodies() {
         &format!("-----END {name}-----"),
         "after",
     ];
-    let kept = redact(json!({ "lines": lines }).to_string());
-    let text = kept.body.to_string();
-    assert!(kept.secrets >= 1 && !text.contains(&body), "{text}");
+    let stored = redact(json!({ "lines": lines }).to_string());
+    let text = stored.body.to_string();
+    assert!(stored.secrets >= 1 && !text.contains(&body), "{text}");
     assert!(text.contains("\"before\"") && text.contains("\"after\""), "{text}");
 }
 
@@ -196,7 +196,7 @@ fn members_with_secret_keys_are_all_kept() {
 }
 
 /// Stored body, and the number of removed secrets.
-fn kept(body: Value) -> (Value, usize) {
+fn stored_body(body: Value) -> (Value, usize) {
     let redacted = Scrubber::new(&[]).unwrap().redact(body.to_string().as_bytes()).unwrap();
     (redacted.body, redacted.secrets)
 }
@@ -262,7 +262,7 @@ fn named_values_are_not_stored() {
         // In a key.
         (json!({ "a": 1, "pin=x": 1 }), json!({ "a": 1, format!("pin={MARK}"): 1 })),
     ] {
-        let (found, count) = kept(body.clone());
+        let (found, count) = stored_body(body.clone());
         assert_eq!(found, expected, "{body}");
         assert!(count > 0, "{body}");
     }
@@ -282,7 +282,7 @@ fn names_in_json_within_a_text_mark_values() {
         // The last of two members with one name is empty, and the first is still in the text.
         r#"{"password":"hunter","password":""}"#.to_owned(),
     ] {
-        let (found, count) = kept(json!({ "text": text }));
+        let (found, count) = stored_body(json!({ "text": text }));
         assert!(count == 1 && !found.to_string().contains("hunter"), "{found}");
         assert!(found.to_string().contains(MARK), "{found}");
     }
@@ -299,18 +299,18 @@ fn values_of_harmless_names_are_kept() {
         json!({ "text": "tokens=12, max_tokens=500 and no secrets here" }),
         json!({ "text": "{\"max_tokens\": 500, \"password\": null}" }),
     ] {
-        assert_eq!(kept(body.clone()), (body, 0));
+        assert_eq!(stored_body(body.clone()), (body, 0));
     }
 }
 
 #[test]
 fn matching_rule_gives_the_mark_its_name() {
     let token = token();
-    let (found, count) = kept(json!({ "password": token, "a": format!("token={token}") }));
+    let (found, count) = stored_body(json!({ "password": token, "a": format!("token={token}") }));
     let mark = "[redacted:github-token]";
     assert_eq!((found, count), (json!({ "password": mark, "a": format!("token={mark}") }), 2));
     // If a rule matches only a part of the value, the whole value is redacted.
-    let (found, count) = kept(json!({ "password": format!("{token} and more") }));
+    let (found, count) = stored_body(json!({ "password": format!("{token} and more") }));
     assert_eq!((found, count), (json!({ "password": MARK }), 1));
 }
 

@@ -99,9 +99,9 @@ fn every_rule_finds_its_secret_in_nested_text() {
                 let (_, after) = last.split_once(']').unwrap();
                 assert!(text.starts_with(before) && text.ends_with(after), "{what}: {shown}");
 
-                let kept = scrubber.redact(raw.as_bytes()).unwrap();
-                let shown = kept.body["content"][0]["text"].as_str().unwrap();
-                assert!(kept.secrets > 0 && clean(shown), "{what}: {shown}");
+                let stored = scrubber.redact(raw.as_bytes()).unwrap();
+                let shown = stored.body["content"][0]["text"].as_str().unwrap();
+                assert!(stored.secrets > 0 && clean(shown), "{what}: {shown}");
             }
         }
     }

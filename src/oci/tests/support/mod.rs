@@ -72,15 +72,15 @@ impl Registry {
                 let _ = sender.send(line);
             }
         });
-        let mut said = Vec::new();
+        let mut lines = Vec::new();
         let port = loop {
             let line = receiver
                 .recv_timeout(START_TIMEOUT)
-                .unwrap_or_else(|_| panic!("docker-registry does not start: {said:#?}"));
+                .unwrap_or_else(|_| panic!("docker-registry does not start: {lines:#?}"));
             let port = line
                 .split_once("listening on 127.0.0.1:")
                 .map(|(_, rest)| rest.chars().take_while(char::is_ascii_digit).collect::<String>());
-            said.push(line);
+            lines.push(line);
             if let Some(port) = port {
                 break port.parse().expect("a port");
             }

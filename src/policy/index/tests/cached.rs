@@ -13,7 +13,7 @@ fn with_index(text: &str, test: impl FnOnce(Terms<'_>, &Index)) {
 
 /// The number of policies evaluated for each call of a tool, and whether they get anything except
 /// the call.
-fn asked(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> (usize, bool) {
+fn evaluated(terms: Terms<'_>, index: &Index, principal: &Principal, name: &str) -> (usize, bool) {
     let server = "s".parse().unwrap();
     let resource = Resource::Tool { server: &server, name, claims: Claims::default() };
     let (subject, action) = (Subject::Client(principal), Action::CallTool);
@@ -42,7 +42,7 @@ fn irrelevant_policies_are_not_evaluated() {
         let client = |name: &str, groups| {
             principal(PrincipalKind::Client(name.parse().unwrap()), groups, true)
         };
-        let counts = |principal: &Principal, name| asked(terms, index, principal, name).0;
+        let counts = |principal: &Principal, name| evaluated(terms, index, principal, name).0;
         assert_eq!(counts(&client("a", &[]), "x"), 0);
         assert_eq!(counts(&client("a", &["g1", "g2"]), "x"), 2);
         assert_eq!(counts(&client("a", &["g1"]), "t3"), 3);
@@ -69,7 +69,7 @@ fn policies_without_entity_access_get_no_entities() {
             "permit (principal is Portcullis::Anonymous, action, resource is Portcullis::Tool) when {{ {condition} }};"
         );
         with_index(&text, |terms, index| {
-            assert_eq!(asked(terms, index, &some, "t"), (1, entities), "{condition}");
+            assert_eq!(evaluated(terms, index, &some, "t"), (1, entities), "{condition}");
         });
     }
 }
@@ -142,7 +142,7 @@ fn flood_of_names_does_not_exceed_the_cache() {
     let some = principal(PrincipalKind::Anonymous, &[], false);
     with_index(text, |terms, index| {
         for number in 0..100 {
-            asked(terms, index, &some, &format!("{number}{}", "x".repeat(1 << 20)));
+            evaluated(terms, index, &some, &format!("{number}{}", "x".repeat(1 << 20)));
         }
         assert!(
             index.evaluations.weight() <= index.evaluations.capacity(),

@@ -41,11 +41,11 @@ fn plain(terms: Terms<'_>, policies: &PolicySet, request: &Request<'_>) -> Plain
         all.extend(own);
     }
     let of = |what: &str| -> BTreeSet<String> {
-        all.iter().filter(|(_, came)| *came == what).map(|(id, _)| id.clone()).collect()
+        all.iter().filter(|(_, outcome)| *outcome == what).map(|(id, _)| id.clone()).collect()
     };
     let (permits, forbids) = (of("permits"), of("forbids"));
     let allowed = forbids.is_empty() && !permits.is_empty();
-    let errors = all.iter().filter(|(_, came)| !matches!(*came, "permits" | "forbids"));
+    let errors = all.iter().filter(|(_, outcome)| !matches!(*outcome, "permits" | "forbids"));
     let errors: BTreeSet<_> = errors.cloned().collect();
     let reasons = if allowed { permits } else { forbids };
     (allowed, reasons.into_iter().collect(), errors.into_iter().collect())
@@ -60,7 +60,7 @@ fn decide_by_cedar(
     request: &Request<'_>,
 ) -> BTreeSet<(String, &'static str)> {
     let (question, entities) = whole(terms.vocabulary, terms.schema, about, request);
-    let mut came = BTreeSet::new();
+    let mut outcomes = BTreeSet::new();
     for policy in policies.policies() {
         let alone = PolicySet::from_policies([policy.clone()]).unwrap();
         let response = Authorizer::new().is_authorized(&question, &alone, &entities);
@@ -68,13 +68,13 @@ fn decide_by_cedar(
             Effect::Permit => "permits",
             Effect::Forbid => "forbids",
         };
-        came.extend(response.diagnostics().reason().map(|id| (id.to_string(), effect)));
+        outcomes.extend(response.diagnostics().reason().map(|id| (id.to_string(), effect)));
         let errors = response.diagnostics().errors();
-        came.extend(errors.map(|AuthorizationError::PolicyEvaluationError(error)| {
+        outcomes.extend(errors.map(|AuthorizationError::PolicyEvaluationError(error)| {
             (error.policy_id().to_string(), problem(error.inner()))
         }));
     }
-    came
+    outcomes
 }
 
 /// Results of plain Cedar for all policies at once, for a single request.

@@ -44,12 +44,12 @@ pub(super) async fn pin(
     server: &mut Server,
 ) -> Result<Option<String>, Problem> {
     let Run::Image { image, .. } = &mut server.run else { return Ok(None) };
-    let asked = image.to_string();
+    let reference = image.to_string();
     if let Err(error) = locate(ctx, workspace, image).await {
         let what = match image.is_id() {
-            true => format!("the image of `{}` is `{asked}`: {error:#}", server.name),
+            true => format!("the image of `{}` is `{reference}`: {error:#}", server.name),
             false => format!(
-                "the image of `{}` is named by a tag, `{asked}`, which can name another image later, and its \
+                "the image of `{}` is named by a tag, `{reference}`, which can name another image later, and its \
                  digest could not be had ({error:#}); name it by digest, or build or load it on this engine",
                 server.name
             ),
@@ -58,12 +58,12 @@ pub(super) async fn pin(
     }
     if let (Some(id), false) = (&image.id, image.is_id()) {
         let text = format!(
-            "`{asked}` names no registry, and is the image of this engine by that name ({id}); write `docker.io/…` \
+            "`{reference}` names no registry, and is the image of this engine by that name ({id}); write `docker.io/…` \
              if Docker Hub's is meant"
         );
         server.notes.push(Note { kind: Kind::Note, place: None, text });
     }
-    Ok(Some(asked))
+    Ok(Some(reference))
 }
 
 /// Rejects an image that was replaced earlier, unless the operator allows it. The author of a

@@ -43,7 +43,7 @@ pub struct Import<'a> {
     pub others: ConfiguredPolicyFiles,
     /// Text of the config with the imported servers.
     pub text: String,
-    known: Names,
+    taken_names: Names,
     replaced: BTreeSet<String>,
 }
 
@@ -65,7 +65,7 @@ impl<'a> Import<'a> {
         // An invalid config is never changed.
         let before = portcullis_config::parse(&ctx.config, &text).map_err(reports)?;
         let there = names(&text)?;
-        let known = Names::of(there.iter().map(String::as_str));
+        let taken_names = Names::of(there.iter().map(String::as_str));
         if let Some(name) =
             add_options.replace.iter().find(|name| !name.is_empty() && !there.contains(name))
         {
@@ -94,7 +94,7 @@ impl<'a> Import<'a> {
             before,
             there,
             text,
-            known,
+            taken_names,
             replaced: BTreeSet::new(),
         })
     }
@@ -137,7 +137,7 @@ impl<'a> Import<'a> {
                 .may_replace(&name, old.as_ref(), edited, moved.as_ref(), &self.source)
                 .map_err(problem)?;
         } else {
-            self.known.take(&name).map_err(|error| problem(error.to_string()))?;
+            self.taken_names.take(&name).map_err(|error| problem(error.to_string()))?;
         }
         self.permit_named(&mut server)?;
         let image = pin(self.ctx, self.workspace, &mut server).await?;
@@ -210,9 +210,9 @@ impl<'a> Import<'a> {
         let own = self.secrets.iter().filter(|(of, ..)| of.is_none_or(|of| of == original));
         for (_, name, from) in own {
             let mut asks = false;
-            for (known, secret) in server.references_mut() {
+            for (reference, secret) in server.references_mut() {
                 // A header can also be named by the variable in it.
-                asks |= known == name || secret.from == *from;
+                asks |= reference == name || secret.from == *from;
                 secret.permitted |= secret.from == *from;
             }
             if !asks {
@@ -277,7 +277,7 @@ fn previous_content(workspace: &Workspace, config: &Config, name: &str) -> Optio
     if let Some(content) = workspace.lock.servers.get(name).and_then(ServerPin::content) {
         return Some(content.to_owned());
     }
-    let (_, server) = config.servers.iter().find(|(known, _)| known.as_str() == name)?;
+    let (_, server) = config.servers.iter().find(|(configured, _)| configured.as_str() == name)?;
     let fixed = images::fixed(server.image.as_deref()?).ok()??;
     Some(fixed.meaning.as_str().to_owned())
 }

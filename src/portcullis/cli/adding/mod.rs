@@ -79,10 +79,10 @@ pub(super) async fn take(
     }
     if !planned.is_empty() && !add_options.dry_run {
         // Checked before writing: pins within their own limits may exceed the limit of the file.
-        let mut whole = workspace.lock.clone();
+        let mut merged = workspace.lock.clone();
         let locked = planned.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
-        whole.servers.extend(locked);
-        whole.text(&workspace.base)?;
+        merged.servers.extend(locked);
+        merged.text(&workspace.base)?;
         let moves: Vec<ImageEvent> = planned.iter().filter_map(PlannedServer::locking).collect();
         locking(&before, &moves).await?;
         if let Err(error) = write(workspace, folder.as_deref(), &planned) {

@@ -106,15 +106,15 @@ impl AddOptions {
         if self.names(server) {
             return Ok(());
         }
-        let came = match locked.and_then(|locked| locked.source.as_deref()) {
-            Some(came) if same_origin(came, source) && edited => {
+        let origin = match locked.and_then(|locked| locked.source.as_deref()) {
+            Some(origin) if same_origin(origin, source) && edited => {
                 return Err(format!(
                     "`{server}` came from {}, and its entry was edited since: to replace it and lose the edits, say \
                      `--replace={server}` (with `--dry-run`, it only shows the difference)",
-                    brief(came)
+                    brief(origin)
                 ));
             }
-            Some(came) if same_origin(came, source) => {
+            Some(origin) if same_origin(origin, source) => {
                 let Some((was, is)) = moved else { return Ok(()) };
                 return Err(format!(
                     "`{server}` runs {} and would run {}, with the references that you gave it: if that is meant, \
@@ -123,11 +123,11 @@ impl AddOptions {
                     brief(is)
                 ));
             }
-            Some(came) => format!("came from {}", brief(came)),
+            Some(origin) => format!("came from {}", brief(origin)),
             None => "was not taken from anywhere".to_owned(),
         };
         Err(format!(
-            "the config has a server `{server}`, which {came}: it would become another's; if that is meant, \
+            "the config has a server `{server}`, which {origin}: it would become another's; if that is meant, \
              say `--replace={server}`"
         ))
     }

@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn absolute_local_and_relative_times_are_parsed() {
         let now: Zoned = "2026-11-21T16:00:00+01:00[Europe/Berlin]".parse().unwrap();
-        for (text, meant) in [
+        for (text, expected) in [
             ("2026-11-21T08:00:00Z", "time >= 2026-11-21T08:00:00Z"),
             ("90m", "time >= 2026-11-21T13:30:00Z"),
             ("24h ago", "time >= 2026-11-20T15:00:00Z"),
@@ -142,7 +142,7 @@ mod tests {
             ("2026-11-21T08:00", "time >= 2026-11-21T07:00:00Z"),
         ] {
             let found = moment(">=", text, &now).map(|filter| filter.to_string());
-            assert_eq!(found.as_deref(), Some(meant), "{text}");
+            assert_eq!(found.as_deref(), Some(expected), "{text}");
         }
         for nonsense in ["", "tomorrow", "5", "1x", "99999999999y", "1h\" or time < \"1h"] {
             assert_eq!(moment(">=", nonsense, &now), None, "{nonsense}");

@@ -229,8 +229,8 @@ fn picked(found: ParsedFile, names: &[String], from: &str) -> anyhow::Result<Vec
 }
 
 fn near(workspace: &Workspace, name: &str) -> String {
-    let known = workspace.lock.catalogs.keys().map(String::as_str);
-    let near = nearest(name, known);
+    let catalogs = workspace.lock.catalogs.keys().map(String::as_str);
+    let near = nearest(name, catalogs);
     near.first().map_or(String::new(), |near| format!("; did you mean `{near}`?"))
 }
 

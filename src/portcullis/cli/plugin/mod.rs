@@ -64,9 +64,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 }
 
 /// Reads the given component: a file, `oci://` and a reference, or `https://` and a URL.
-async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Artifact> {
+async fn found(name: &str, ctx: &Context) -> anyhow::Result<Artifact> {
     let registries = || registries(ctx);
-    let found = if let Some(reference) = meant.strip_prefix("oci://") {
+    let found = if let Some(reference) = name.strip_prefix("oci://") {
         match reference.contains('@') {
             true => registries()?.component(reference).await,
             // A tag is resolved now; the output names its digest.
@@ -78,11 +78,11 @@ async fn found(meant: &str, ctx: &Context) -> anyhow::Result<Artifact> {
                 }
             }
         }
-    } else if meant.starts_with("https://") || meant.starts_with("http://") {
-        let url: Url = meant.parse().map_err(|error| Usage(format!("`{meant}`: {error}")))?;
+    } else if name.starts_with("https://") || name.starts_with("http://") {
+        let url: Url = name.parse().map_err(|error| Usage(format!("`{name}`: {error}")))?;
         registries()?.download(&url).await
     } else {
-        Artifact::file(Path::new(meant))
+        Artifact::file(Path::new(name))
     };
     found.map_err(wrong)
 }

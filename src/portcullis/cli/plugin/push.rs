@@ -47,7 +47,7 @@ pub async fn push(options: &Push, ctx: &Context) -> anyhow::Result<Exit> {
     } else {
         ctx.line(format!("oci = \"{pinned}\""))?;
         if found.note().is_err() {
-            ctx.line(format!("without a signature: there is none in {place}"))?;
+            ctx.line(format!("without a signature: {place} has none"))?;
         }
     }
     Ok(Exit::Ok)

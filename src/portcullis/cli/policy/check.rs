@@ -121,9 +121,9 @@ fn listed(text: &str) -> serde_json::Result<Vec<KnownTool>> {
         Saved::Answer { result } | Saved::Result(result) => result.tools,
         Saved::List(tools) => tools,
     };
-    let known = |Tool { name, annotations }| KnownTool {
+    let to_known_tool = |Tool { name, annotations }| KnownTool {
         name,
         claims: Claims::from_hints(|hint| annotations.get(hint)?.as_bool()),
     };
-    Ok(tools.into_iter().map(known).collect())
+    Ok(tools.into_iter().map(to_known_tool).collect())
 }

@@ -108,7 +108,7 @@ fn of_config(
     comparison: &mut Comparison,
     config: &portcullis_config::Config,
 ) -> anyhow::Result<()> {
-    for (name, client) in Store::within(&config.state_dir).read()? {
+    for (name, client) in Store::in_state_dir(&config.state_dir).read()? {
         comparison.principal(Principal::client(name, client.groups));
     }
     for (name, client) in &config.clients {

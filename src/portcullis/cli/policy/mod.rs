@@ -74,7 +74,7 @@ fn source(loaded: &Loaded) -> Source {
 /// Names in the config that policies can refer to.
 pub(super) fn inventory(config: &Config) -> Inventory {
     // Clients that cannot be read are unknown; `portcullis check` reports why.
-    let added = Store::within(&config.state_dir).read().ok();
+    let added = Store::in_state_dir(&config.state_dir).read().ok();
     let clients = added.as_ref().map(|added| {
         let clients: BTreeSet<_> = config.clients.keys().chain(added.keys()).cloned().collect();
         clients

@@ -41,11 +41,11 @@ impl Set {
             settings.tools.get_or_insert_default().push(tool.to_owned());
         }
         // The error does not repeat the given text: it may be the secret.
-        for (key, form, given) in [
+        for (key, form, values) in [
             ("env", "SERVER/NAME=VALUE", &self.env),
             ("secret", "SERVER/NAME=REFERENCE", &self.secrets),
         ] {
-            for text in given {
+            for text in values {
                 let parts = text.split_once('=').and_then(|(place, value)| {
                     let (server, name) = place.split_once('/')?;
                     Some((server, name, value))
@@ -74,7 +74,9 @@ pub fn run(
     profile.title = title;
     profile.settings = settings.by_server()?;
     if let Some(server) = profile.settings.keys().find(|name| !profile.servers.contains(name)) {
-        return Err(Usage(format!("`{}` is none of the profile's servers", brief(server))).into());
+        return Err(
+            Usage(format!("`{}` is not one of the profile's servers", brief(server))).into()
+        );
     }
     for name in &servers {
         with_overrides(&loaded, &profile, name.as_str()).with_context(|| "no profile was made")?;

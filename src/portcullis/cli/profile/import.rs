@@ -112,14 +112,14 @@ fn replaceable(
             "there is a profile `{name}` already: choose another name with `--name`, or say `--replace`"
         );
     }
-    let came = match old.source.as_deref() {
-        Some(came) if same_origin(came, source) => return Ok(Some(old)),
-        Some(came) => format!("came from {}", brief(came)),
+    let origin = match old.source.as_deref() {
+        Some(origin) if same_origin(origin, source) => return Ok(Some(old)),
+        Some(origin) => format!("came from {}", brief(origin)),
         None => "is your own".to_owned(),
     };
     if !chosen {
         bail!(
-            "there is a profile `{name}` already, which {came}: choose another name with `--name`, or say \
+            "there is a profile `{name}` already, which {origin}: choose another name with `--name`, or say \
              `--name {name} --replace` if that one is to be replaced"
         );
     }

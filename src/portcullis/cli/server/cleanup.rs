@@ -30,7 +30,7 @@ pub(super) struct Args {
 /// Item that was found, with its result.
 struct Row {
     what: &'static str,
-    left: Orphan,
+    orphan: Orphan,
 }
 
 /// Runs the verb. It also works without a proxy or a valid config: that may be why none returns.
@@ -43,7 +43,7 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
         }
         Err(wrong) => {
             ctx.note(
-                "So what is removed can't be recorded, and nothing is: mend the config, or give \
+                "The removal can't be recorded, so nothing is removed: correct the config, or give \
                  --unrecorded.",
             );
             return Err(wrong);
@@ -69,9 +69,10 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
     };
     let unseen = found.unseen.clone();
     let mut failed = needs_engine && unseen.is_some();
-    let stay: Vec<_> = found.stay.iter().cloned().map(|left| Row { what: "stays", left }).collect();
+    let stay: Vec<_> =
+        found.stay.iter().cloned().map(|orphan| Row { what: "stays", orphan }).collect();
     let mut rows: Vec<_> = if args.dry_run {
-        found.list().into_iter().map(|left| Row { what: "would-remove", left }).collect()
+        found.list().into_iter().map(|orphan| Row { what: "would-remove", orphan }).collect()
     } else {
         let _progress = ctx.progress("removing what is left");
         record(log.as_ref(), &found.list(), false)
@@ -82,10 +83,10 @@ pub(super) async fn run(ctx: &Context, args: &Args) -> anyhow::Result<Exit> {
             failed = true;
             ctx.note(format_args!("The result is not recorded: {error:#}"));
         }
-        let what = |left: &Orphan| if left.error.is_some() { "failed" } else { "removed" };
-        all.into_iter().map(|left| Row { what: what(&left), left }).collect()
+        let what = |orphan: &Orphan| if orphan.error.is_some() { "failed" } else { "removed" };
+        all.into_iter().map(|orphan| Row { what: what(&orphan), orphan }).collect()
     };
-    failed |= rows.iter().any(|row| row.left.error.is_some());
+    failed |= rows.iter().any(|row| row.orphan.error.is_some());
     rows.extend(stay);
     print_report(ctx, &rows)?;
     if let Some(why) = unseen {
@@ -102,9 +103,9 @@ fn needs_engine(config: &Config) -> bool {
 }
 
 /// Records a planned or completed removal, through the running proxy or else by this command.
-async fn record(log: Option<&Located>, left: &[Orphan], done: bool) -> anyhow::Result<()> {
-    let Some(log) = log.filter(|_| !left.is_empty()) else { return Ok(()) };
-    let parts = left.chunks(MEMBERS).map(|part| OrphanRemoval { left: part.to_vec(), done });
+async fn record(log: Option<&Located>, orphans: &[Orphan], done: bool) -> anyhow::Result<()> {
+    let Some(log) = log.filter(|_| !orphans.is_empty()) else { return Ok(()) };
+    let parts = orphans.chunks(MEMBERS).map(|part| OrphanRemoval { left: part.to_vec(), done });
     match log {
         Located::Running(proxy, _) => {
             for part in parts {
@@ -124,7 +125,7 @@ fn print_report(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
     if ctx.is_json() {
         let all: Vec<Value> = rows
             .iter()
-            .map(|Row { what, left: Orphan { kind, name, server, error } }| {
+            .map(|Row { what, orphan: Orphan { kind, name, server, error } }| {
                 json!({ "kind": kind, "name": name, "server": server, "what": what, "error": error })
             })
             .collect();
@@ -136,18 +137,18 @@ fn print_report(ctx: &Context, rows: &[Row]) -> anyhow::Result<()> {
         ctx.note("Nothing is left of proxies that are gone.");
     }
     if !rows.is_empty() {
-        let row = |Row { what, left: Orphan { kind, name, server, error } }: &Row| {
+        let row = |Row { what, orphan: Orphan { kind, name, server, error } }: &Row| {
             let server = server.clone().unwrap_or_default();
             let error = error.clone().unwrap_or_default();
             [(*what).to_owned(), kind.as_str().to_owned(), name.clone(), server, error]
         };
         // A sandbox has several groups with meaningless names, so they are counted.
         let counted =
-            |row: &&Row| row.left.kind == OrphanKind::ControlGroup && row.left.error.is_none();
+            |row: &&Row| row.orphan.kind == OrphanKind::ControlGroup && row.orphan.error.is_none();
         let (groups, others): (Vec<&Row>, Vec<&Row>) = rows.iter().partition(counted);
         let sum = groups.first().map(|first| {
             let name = format!("{} of sandboxes", groups.len());
-            row(&Row { what: first.what, left: Orphan { name, ..first.left.clone() } })
+            row(&Row { what: first.what, orphan: Orphan { name, ..first.orphan.clone() } })
         });
         let header = ["WHAT", "KIND", "NAME", "SERVER", "WHY"];
         ctx.table(&header, others.into_iter().map(row).chain(sum))?;

@@ -73,7 +73,7 @@ fn nobody(role: &str, member: &Member) -> Check {
 fn store(config: &Config) -> Check {
     let dir = config.audit.dir.clone().unwrap_or_else(|| config.state_dir.join("audit"));
     let retention = &config.audit.retention;
-    let kept = match (retention.max_age, retention.max_size) {
+    let limits = match (retention.max_age, retention.max_size) {
         (None, None) => "records are kept for ever".to_owned(),
         (Some(age), None) => format!("records are kept for {age}"),
         (None, Some(size)) => format!("at most {size} of records are kept"),
@@ -86,7 +86,7 @@ fn store(config: &Config) -> Check {
     let free = statvfs(there)
         .map(|disk| disk.blocks_available().saturating_mul(disk.fragment_size()))
         .unwrap_or(u64::MAX);
-    let detail = format!("{}: {kept}", shown(&dir));
+    let detail = format!("{}: {limits}", shown(&dir));
     if free < LITTLE {
         let detail = format!("{detail}; {} MiB are free", free >> 20);
         return Check::warn(

@@ -81,8 +81,9 @@ pub(super) fn runtimes(
                     "run the proxy so, on the engine's machine, or the server with runtime = \"sandbox\"",
                 ));
             }
-            let asked = servers().find_map(|(name, server)| Some((name, server.runtime.oci()?)));
-            if let Some((name, runtime)) = asked {
+            let configured =
+                servers().find_map(|(name, server)| Some((name, server.runtime.oci()?)));
+            if let Some((name, runtime)) = configured {
                 checks.push(match engine.has_runtime(runtime) {
                     Ok(()) => Check::ok("runtime", format!("the engine has `{runtime}`")),
                     Err(LaunchFailure { what, remedy }) => Check::fail(

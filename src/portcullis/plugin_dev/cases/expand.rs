@@ -111,8 +111,8 @@ impl Reader<'_> {
             return None;
         };
         let (expect, expect_place) = (expect.value, span(self.file, expect.referenced));
-        let goes = |given: bool, key: &'static str, with: &[Expect]| {
-            (given && !with.contains(&expect)).then_some((key, with.to_vec()))
+        let goes = |is_set: bool, key: &'static str, with: &[Expect]| {
+            (is_set && !with.contains(&expect)).then_some((key, with.to_vec()))
         };
         let replaced = [Expect::Replace];
         let stray = goes(case.code.is_some(), "code", &[Expect::Refuse])

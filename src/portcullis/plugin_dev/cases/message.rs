@@ -87,7 +87,7 @@ fn payload(case: &Case, target: &Target) -> Result<(Phase, bool, String), String
         Some(args) => json!({ "name": name, "arguments": args }),
         None => json!({ "name": name }),
     };
-    let given = [
+    let present = [
         case.args.is_some(),
         case.params.is_some(),
         case.result.is_some(),
@@ -95,7 +95,7 @@ fn payload(case: &Case, target: &Target) -> Result<(Phase, bool, String), String
         case.error.is_some(),
         case.payload.is_some(),
     ];
-    if given.into_iter().filter(|given| *given).count() > 1 {
+    if present.into_iter().filter(|present| *present).count() > 1 {
         return Err("give one of `args`, `params`, `result`, `text`, `error` and `payload`".into());
     }
     if case.phase.is_some() && case.payload.is_none() {

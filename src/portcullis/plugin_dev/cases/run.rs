@@ -63,7 +63,7 @@ pub struct CaseReport {
     pub expected: &'static str,
     pub actual: &'static str,
     /// Result as a sentence.
-    pub told: String,
+    pub summary: String,
     /// Duration of the verdict, including the overhead of the host.
     pub micros: u64,
     pub passed: bool,
@@ -171,8 +171,8 @@ impl Runner<'_> {
                 folder.join("target").join(format!("{stem}.wasm"))
             }
         };
-        if let Some(known) = self.compiled.get(&path) {
-            return known.clone();
+        if let Some(cached) = self.compiled.get(&path) {
+            return cached.clone();
         }
         let full = self.base.join(&path);
         let read = match full.exists() {
@@ -231,7 +231,7 @@ impl Runner<'_> {
                 Ok(message) => message,
                 Err(why) => {
                     let (start, length) = one.place;
-                    let message = format!("{name}: there is no such message");
+                    let message = format!("{name}: the message is invalid");
                     let finding = Finding::error("plugin-cases", message);
                     self.wrong(finding.at(file, start, length, &why));
                     return;
@@ -279,7 +279,7 @@ impl Runner<'_> {
                 plugin: compiled.manifest().name.clone(),
                 expected: one.expect.as_str(),
                 actual: outcome.as_expected().as_str(),
-                told: outcome.shown_as(),
+                summary: outcome.shown_as(),
                 micros: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
                 passed: failure.is_none(),
                 failure,
@@ -381,14 +381,14 @@ pub fn granted<'a>(compiled: &Compiled, secrets: impl Iterator<Item = &'a String
 fn fill(plugin: &Plugin, case: &Case) -> Result<(), String> {
     let Some(state) = &case.state else { return Ok(()) };
     let values = plugin.values().ok_or("the plugin is not granted `state`")?;
-    state.value.iter().try_for_each(|(key, kept)| {
-        values.put(key, &kept.0).map_err(|why| format!("`{key}` does not fit: {why}"))
+    state.value.iter().try_for_each(|(key, value)| {
+        values.put(key, &value.0).map_err(|why| format!("`{key}` does not fit: {why}"))
     })
 }
 
 fn unfilled(file: &File, one: &CaseMessage, why: &str) -> Finding {
     let place = one.case.state.as_ref().map_or(one.place, |state| span(file, state.referenced));
-    Finding::error("plugin-cases", "there can be no such state").at(file, place.0, place.1, why)
+    Finding::error("plugin-cases", "the state is invalid").at(file, place.0, place.1, why)
 }
 
 /// The whole message, for a person who examines a failure.

@@ -144,10 +144,10 @@ pub fn misses(
     if let Some(leaves) = &case.leaves {
         for (key, wanted) in &leaves.value {
             let there = values.and_then(|values| values.text(key));
-            let same = there.as_deref() == wanted.as_ref().map(|kept| kept.0.as_str());
+            let same = there.as_deref() == wanted.as_ref().map(|value| value.0.as_str());
             let shown = match &there {
                 Some(there) => format!("`{key}` is `{}`", short(there)),
-                None => format!("`{key}` is not there; there is {}", left(values)),
+                None => format!("`{key}` is not there; there is {}", state_text(values)),
             };
             collector.hold(leaves, same, "leaves something else", &shown);
         }
@@ -201,9 +201,9 @@ impl MissCollector<'_> {
             Decision::Pass => {}
         }
         if let Some(wanted) = &case.gives {
-            let given = verdict.labels.iter().cloned().collect();
+            let returned = verdict.labels.iter().cloned().collect();
             let label = format!("gives [{}]", verdict.labels.join(", "));
-            self.hold(wanted, wanted.value == given, "gives other labels", &label);
+            self.hold(wanted, wanted.value == returned, "gives other labels", &label);
         }
         if let Some(wanted) = &case.reports {
             let codes: Vec<_> = verdict.findings.iter().map(|found| found.code.clone()).collect();
@@ -214,7 +214,7 @@ impl MissCollector<'_> {
 }
 
 /// Values of `state`, as text.
-fn left(values: Option<&Values>) -> String {
+fn state_text(values: Option<&Values>) -> String {
     let all = values.map(Values::texts).unwrap_or_default();
     let shown: Vec<_> = all.iter().map(|(key, value)| format!("`{key}`: `{value}`")).collect();
     match shown.is_empty() {

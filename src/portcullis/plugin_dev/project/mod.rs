@@ -28,12 +28,12 @@ pub enum Language {
 impl Language {
     /// Language of a project, by its files.
     fn of(folder: &Path) -> Option<Self> {
-        let known = [
+        let candidates = [
             ("Cargo.toml", Self::Rust),
             ("package.json", Self::Js),
             ("requirements.txt", Self::Python),
         ];
-        let found = known.into_iter().find(|(name, _)| folder.join(name).is_file());
+        let found = candidates.into_iter().find(|(name, _)| folder.join(name).is_file());
         let found = found.map(|(_, language)| language);
         found.or_else(|| (!with_extension(folder, "c").is_empty()).then_some(Self::C))
     }

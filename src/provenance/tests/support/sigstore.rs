@@ -252,9 +252,9 @@ impl Sigstore {
     fn promise(&self, body: &[u8], time: u64) -> String {
         // Canonical JSON: without spaces, keys in order.
         let (body, log) = (base64(body), id(&self.log).hex());
-        let said =
+        let note =
             format!(r#"{{"body":"{body}","integratedTime":{time},"logID":"{log}","logIndex":0}}"#);
-        base64(sign(&self.log, said.as_bytes()))
+        base64(sign(&self.log, note.as_bytes()))
     }
 
     /// Bundle with a statement that the holder of a certificate signed.

@@ -179,10 +179,11 @@ fn bind(bind: &Bind, source: &OwnedFd, earlier: &[Bind], restrict: u64) -> Resul
     let attach = |flags| mount(Some(fd(source).as_str()), fd(&target).as_str(), none, flags, none);
     let with_all_below = MsFlags::MS_BIND | MsFlags::MS_REC;
     let failed = |errno| errno_at(&format!("mount `{}`", bind.source.display()), errno);
-    let to_be_covered = match attach(if bind.whole { with_all_below } else { MsFlags::MS_BIND }) {
+    let to_be_covered = match attach(if bind.recursive { with_all_below } else { MsFlags::MS_BIND })
+    {
         Ok(()) => false,
         // A user namespace may not separate inherited mounts.
-        Err(Errno::EINVAL) if !bind.whole => {
+        Err(Errno::EINVAL) if !bind.recursive => {
             attach(with_all_below).map_err(failed)?;
             true
         }

@@ -17,12 +17,12 @@ pub(super) fn event(item: &Item, call: &Call) -> Map<String, Value> {
     let mut event = class(6003, "API Activity", (6, "Application Activity"), activity);
     event.insert("actor".into(), actor(call));
     event.insert("api".into(), api(item, call));
-    let (source, asked) = match call.direction {
+    let (source, destination) = match call.direction {
         Direction::ClientToServer => (Some(client(call)), server(call)),
         Direction::ServerToClient => (server(call), Some(client(call))),
     };
     event.insert("src_endpoint".into(), source.unwrap_or_else(|| client(call)));
-    put(&mut event, "dst_endpoint", asked);
+    put(&mut event, "dst_endpoint", destination);
     put(&mut event, "resources", resources(call));
     put(&mut event, "trace", call.trace.as_ref().map(|trace| json!({ "uid": trace })));
 

@@ -43,8 +43,8 @@ fn class(uid: u32, name: &str, category: (u8, &str), activity: (u8, &str)) -> Ma
     event.insert("activity_name".into(), activity.1.into());
     event.insert("type_uid".into(), (u64::from(uid) * 100 + u64::from(activity.0)).into());
     // `activity_name` has the activity's own name; this is the name of its number.
-    let known = if activity.0 == 99 { "Other" } else { activity.1 };
-    event.insert("type_name".into(), format!("{name}: {known}").into());
+    let label = if activity.0 == 99 { "Other" } else { activity.1 };
+    event.insert("type_name".into(), format!("{name}: {label}").into());
     event
 }
 

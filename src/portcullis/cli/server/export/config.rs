@@ -140,9 +140,9 @@ fn keep(table: &mut Table, keys: &Keys) {
     for (key, fate) in keys {
         match (fate, table.get_mut(key)) {
             (Kept, _) | (_, None) => {}
-            (In(keys), Some(Value::Table(within))) => {
-                keep(within, keys);
-                if within.is_empty() {
+            (In(keys), Some(Value::Table(inner))) => {
+                keep(inner, keys);
+                if inner.is_empty() {
                     table.remove(key);
                 }
             }
@@ -333,7 +333,7 @@ instances = 3
             }
             at
         };
-        for (kept, value) in [
+        for (setting, value) in [
             ("listen.rest", Value::from(false)),
             ("audit.deadline-ms", 7.into()),
             ("approvals.timeout-s", 9.into()),
@@ -343,7 +343,7 @@ instances = 3
             ("servers.one.sharing", "shared".into()),
             ("state-dir", STATE.into()),
         ] {
-            assert_eq!(has(kept), Some(value), "{kept}");
+            assert_eq!(has(setting), Some(value), "{setting}");
         }
         for gone in [
             "audit.dir",

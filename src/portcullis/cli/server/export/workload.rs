@@ -268,8 +268,8 @@ fn entry(image: Program, arguments: &mut Option<Vec<String>>) -> Option<Vec<Stri
     let Program { mut entrypoint, arguments: own } = image;
     match arguments {
         None => entrypoint.extend(own),
-        Some(given) if entrypoint.is_empty() && !given.is_empty() => {
-            entrypoint.push(given.remove(0));
+        Some(args) if entrypoint.is_empty() && !args.is_empty() => {
+            entrypoint.push(args.remove(0));
         }
         Some(_) => {}
     }

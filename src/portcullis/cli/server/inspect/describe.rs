@@ -50,7 +50,7 @@ pub(super) fn may(
         let by = match has_address(&settings.egress, to) {
             true => "",
             false => {
-                " by the proxy that `HTTPS_PROXY` names (to a program that does not go by that there is no such host)"
+                " by the proxy that `HTTPS_PROXY` names (a program that ignores `HTTPS_PROXY` can't resolve the host)"
             }
         };
         let what = format!("reach {to}{by}, where policies permit it (`egress`), on record");
