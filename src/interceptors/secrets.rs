@@ -3,16 +3,18 @@
 //!
 //! Two kinds are found: formats that a rule knows (`secrets/rules.toml`), and the values of secrets
 //! that the proxy delivers to servers. Strings are scanned decoded, not as JSON text: an escaped
-//! letter hides nothing, nor does one in JSON within a string (`layers`). A redaction changes the
-//! string concerned and leaves every other byte unchanged.
+//! letter hides nothing, nor does one in JSON within a string (`layers`), nor an encoding such as
+//! base64 (`encodings`). A redaction changes the string concerned and leaves every other byte
+//! unchanged.
 //!
 //! In stored or displayed text, values that only their name marks as secret are redacted, too
 //! (`names`, `redactor`). Not in messages, because tools need them.
 //!
 //! INVARIANTS: neither a verdict nor an error contains a secret or a part of one. The size of the
-//! payload bounds the work of a scan; beyond the budget it is a fault.
+//! payload bounds the work and the memory of a scan: what would need more is a fault.
 
 mod documents;
+mod encodings;
 mod json_strings;
 mod layers;
 mod named;
@@ -133,7 +135,7 @@ const VAULT: &str = "vault";
 /// Minimum length in bytes of a known secret that is searched; shorter ones occur in any text.
 const MIN_KNOWN_BYTES: usize = 8;
 /// Size in bytes up to which a payload is scanned inline, without a separate thread.
-const MAX_INLINE_BYTES: usize = 128 << 10;
+const MAX_INLINE_BYTES: usize = 32 << 10;
 /// Limit of simultaneous scans of large payloads.
 const MAX_CONCURRENT: usize = 2;
 
@@ -285,23 +287,21 @@ impl Secrets {
 
 impl Tables {
     fn new(config: &Config, registered: &[Known]) -> Result<Self, Invalid> {
-        let sources = rules::read(rules::BUILT_IN)?;
+        let built_in = rules::built_in()?;
         for id in config.rules.keys() {
-            let ids = || sources.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
+            let ids = || built_in.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
             if !ids().any(|known| known == id) {
                 return Err(Invalid::UnknownRule { id: id.clone(), near: nearest(id, ids()) });
             }
         }
         let is_off = |id: &str| config.rules.get(id) == Some(&Action::Off);
-        let rules = sources
-            .iter()
-            .filter(|source| !is_off(&source.id))
-            .map(rules::Rule::new)
-            .collect::<Result<Vec<_>, _>>()?;
+        let rules = built_in.iter().filter(|rule| !is_off(&rule.id)).cloned().collect();
         let mut exact = Vec::new();
         for secret in registered.iter().filter(|_| !is_off(VAULT)) {
             if secret.value.expose().len() >= MIN_KNOWN_BYTES {
-                exact.push((secret.id(), secret.value.expose()));
+                let value = secret.value.expose();
+                exact.push((secret.id(), value.to_owned()));
+                exact.extend(encodings::encoded(value).into_iter().map(|text| (secret.id(), text)));
             } else {
                 tracing::warn!(
                     holder = secret.holder,
@@ -310,6 +310,7 @@ impl Tables {
                 );
             }
         }
+        let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
         let scanner = Scanner::new(rules, &exact)?;
         let table = |default: Action| -> Vec<Action> {
             let ids = scanner.ids.iter().enumerate();

@@ -1,12 +1,16 @@
 //! Walks the strings of a validated JSON text, with their positions, so that one string can be
 //! changed while every other byte stays.
 
-use std::{borrow::Cow, fmt::Write as _, ops::Range};
+use std::{borrow::Cow, cell::OnceCell, fmt::Write as _, ops::Range};
 
 /// Error: the text is not JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Malformed;
 
+/// Limit of the arrays within each other that a member's name names.
+const MAX_ARRAYS: usize = 8;
+/// Length of an escape of one byte.
+const MAX_ESCAPE_BYTES: usize = 6;
 /// Limit of a displayed pointer in characters.
 const MAX_POINTER_CHARS: usize = 256;
 
@@ -28,6 +32,8 @@ enum Frame {
     Object {
         /// Key, in the text.
         key: Range<usize>,
+        /// The key, decoded once.
+        name: OnceCell<Vec<u8>>,
         /// Whether the key must not be shown.
         hidden: bool,
         expects_key: bool,
@@ -35,6 +41,21 @@ enum Frame {
 }
 
 impl Path {
+    /// Name of the innermost member, which may be an array. `None` for a long one, with more than
+    /// `limit` bytes if each is escaped.
+    pub(super) fn member(&self, raw: &[u8], limit: usize) -> Option<&[u8]> {
+        let mut innermost = self.0.iter().rev().take(MAX_ARRAYS + 1);
+        let (key, name) = innermost.find_map(|frame| match frame {
+            Frame::Object { key, name, .. } => Some((key, name)),
+            Frame::Array(_) => None,
+        })?;
+        if key.len() > limit.saturating_mul(MAX_ESCAPE_BYTES) {
+            return None;
+        }
+        let decoded = || raw.get(key.clone()).map_or_else(Vec::new, |key| decode(key).into_owned());
+        Some(name.get_or_init(decoded))
+    }
+
     /// JSON pointer (RFC 6901), shortened, without hidden keys.
     pub(super) fn pointer(&self, raw: &[u8]) -> String {
         let mut out = String::new();
@@ -74,7 +95,12 @@ pub(super) fn each_string<'a, E: From<Malformed>>(
         at += 1;
         match byte {
             b'{' => {
-                path.0.push(Frame::Object { key: 0..0, hidden: false, expects_key: true });
+                path.0.push(Frame::Object {
+                    key: 0..0,
+                    name: OnceCell::new(),
+                    hidden: false,
+                    expects_key: true,
+                });
             }
             b'[' => path.0.push(Frame::Array(0)),
             b'}' | b']' => match (byte, path.0.pop()) {
@@ -92,8 +118,9 @@ pub(super) fn each_string<'a, E: From<Malformed>>(
                 at = end + 1;
                 let decoded = decode(raw.get(span.clone()).unwrap_or_default());
                 let key_here = match path.0.last_mut() {
-                    Some(Frame::Object { key, hidden, expects_key }) if *expects_key => {
+                    Some(Frame::Object { key, name, hidden, expects_key }) if *expects_key => {
                         (*key, *hidden, *expects_key) = (span.clone(), true, false);
+                        *name = OnceCell::new();
                         true
                     }
                     _ => false,
@@ -302,6 +329,31 @@ mod tests {
         .unwrap();
         // A key is not shown before it was checked.
         assert_eq!(pointers, ["/[redacted]", "/[redacted]/[redacted]", "/[redacted]/k"]);
+    }
+
+    #[test]
+    fn name_of_a_member_is_decoded_once_and_only_if_short() {
+        let raw = r#"{"\u0061b":["x",["y"],{"c":"z"}],"long":"w","n":[[[[[[[[["v"]]]]]]]]]}"#;
+        let mut names: Vec<(Option<String>, *const u8)> = Vec::new();
+        each_string::<Malformed>(raw.as_bytes(), |path, text| {
+            if !text.is_key {
+                let name = path.member(raw.as_bytes(), 2);
+                let shown = name.map(|name| String::from_utf8(name.to_vec()).unwrap());
+                names.push((shown, name.map_or(std::ptr::null(), <[u8]>::as_ptr)));
+            }
+            Ok(false)
+        })
+        .unwrap();
+        let shown: Vec<_> = names.iter().map(|(name, _)| name.as_deref()).collect();
+        assert_eq!(shown, [Some("ab"), Some("ab"), Some("c"), Some("long"), None]);
+        assert_eq!(names[0].1, names[1].1, "decoded again");
+        let key = "k".repeat(13);
+        let raw = format!(r#"{{"{key}":"x"}}"#);
+        each_string::<Malformed>(raw.as_bytes(), |path, text| {
+            assert!(text.is_key || path.member(raw.as_bytes(), 2).is_none());
+            Ok(false)
+        })
+        .unwrap();
     }
 
     #[test]

@@ -8,20 +8,11 @@ use serde::de::IgnoredAny;
 use super::{
     Action,
     json_strings::{Malformed, each_string, locate},
-    scan::{Budget, Hit, Scanner, Spent},
+    scan::{Budget, Hit, MAX_NAME_BYTES, Scanner, Spent},
 };
 
 /// Limit of the reported secrets of one payload; further ones are counted.
 const MAX_REPORTED: usize = 50;
-/// Limit in bytes for regexes, in addition to [`BUDGET_FACTOR`] times the payload.
-const BASE_BUDGET_BYTES: usize = 16 << 20;
-const BUDGET_FACTOR: usize = 4;
-
-/// Budget for scanning a payload of that size.
-pub(super) fn budget_of(bytes: usize) -> Budget {
-    Budget(BASE_BUDGET_BYTES.saturating_add(bytes.saturating_mul(BUDGET_FACTOR)))
-}
-
 /// Result of scanning a payload.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {
@@ -51,7 +42,9 @@ pub(super) struct Found {
 pub(super) enum Unscanned {
     #[error("the payload is not JSON")]
     Malformed,
-    #[error("the payload contains too many keywords of secrets to scan it in time")]
+    #[error(
+        "the payload has too many keywords of secrets, or too much encoded text, to scan it in time"
+    )]
     Spent,
 }
 
@@ -82,11 +75,26 @@ pub(super) fn inspect(
     actions: &[Action],
     raw: &[u8],
 ) -> Result<Report, Unscanned> {
-    let mut budget = budget_of(raw.len());
+    inspect_within(&mut Budget::of(raw.len()), scanner, actions, raw)
+}
+
+/// The same within a budget.
+pub(super) fn inspect_within(
+    budget: &mut Budget,
+    scanner: &Scanner,
+    actions: &[Action],
+    raw: &[u8],
+) -> Result<Report, Unscanned> {
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
     each_string::<Unscanned>(raw, |path, text| {
-        let hits = scanner.scan(&text.decoded, &mut budget)?;
+        let mut hits = scanner.scan(&text.decoded, budget)?;
+        if !text.is_key
+            && Scanner::may_be_named(&text.decoded)
+            && let Some(name) = path.member(raw, MAX_NAME_BYTES)
+        {
+            hits.extend(scanner.scan_member(name, &text.decoded, budget)?);
+        }
         if hits.is_empty() {
             return Ok(false);
         }

@@ -14,13 +14,12 @@ use serde_json::{Map, Value};
 use super::{
     Invalid, Known, MIN_KNOWN_BYTES, add,
     documents::{documents, waste_of},
+    encodings::encoded,
     json_strings::quote_long_numbers,
     layers::Layers,
     named::{self, is_harmless},
     names::{Counts, is_named_by_another, is_secret, names_another},
-    once,
-    payload::budget_of,
-    rules,
+    once, rules,
     scan::{Budget, Hit, Scanner, Spent},
 };
 
@@ -33,9 +32,6 @@ pub struct Scrubber {
     registered: Mutex<Vec<Known>>,
 }
 
-/// Maximum length of a key that is scanned together with its value. Longer keys match no rule. Each
-/// element of an array is scanned with the array's key.
-const MAX_KEY_BYTES: usize = 128;
 /// Limit of parsed levels of JSON within strings of JSON.
 const MAX_NESTED: usize = 4;
 /// Replacement of a value that only its name marks as secret.
@@ -126,8 +122,7 @@ impl Scrubber {
     }
 
     fn scanner(registered: &[Known]) -> Result<Scanner, Invalid> {
-        let sources = rules::read(rules::BUILT_IN)?;
-        let rules = sources.iter().map(rules::Rule::new).collect::<Result<Vec<_>, _>>()?;
+        let rules = rules::built_in()?.to_vec();
         let mut exact = Vec::new();
         for secret in registered {
             let value = secret.value.expose();
@@ -135,7 +130,8 @@ impl Scrubber {
                 [value].into_iter().chain(value.lines().map(str::trim)).collect();
             let long = parts.into_iter().filter(|part| part.len() >= MIN_KNOWN_BYTES);
             for part in long {
-                exact.extend(spellings(part).into_iter().map(|spelling| (secret.id(), spelling)));
+                let spellings = spellings(part).into_iter().chain(encoded(part));
+                exact.extend(spellings.map(|spelling| (secret.id(), spelling)));
             }
         }
         let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
@@ -146,7 +142,7 @@ impl Scrubber {
     /// whole.
     pub fn scrub(&self, text: &mut String) {
         let scanner = self.scanner.load();
-        match scanner.scan(text.as_bytes(), &mut Budget(1 << 20)) {
+        match scanner.scan(text.as_bytes(), &mut Budget::of(text.len())) {
             Ok(hits) => {
                 take_out(&scanner, text, hits);
                 take_out_named(text, &scanner.set);
@@ -166,7 +162,8 @@ impl Scrubber {
         let scanner = self.scanner.load();
         let mut taking = Taking {
             scanner: &scanner,
-            budget: budget_of(body.len()),
+            // Strings are scanned with their names, too, and JSON in strings again.
+            budget: Budget::of(body.len().saturating_mul(MAX_NESTED)),
             waste: waste_of(body.len()),
             secrets: 0,
             nested: 0,
@@ -371,7 +368,7 @@ impl Taking<'_> {
 
     /// JSON document in a text, if it contains secrets. Others stay as written.
     fn document(&mut self, raw: &str) -> Result<Option<String>, Spent> {
-        self.budget.0 = self.budget.0.checked_sub(raw.len()).ok_or(Spent)?;
+        self.budget.spend(raw.len())?;
         let Some(value) = read(raw.as_bytes()) else { return Ok(None) };
         let before = self.secrets;
         self.nested += 1;
@@ -400,7 +397,7 @@ impl Taking<'_> {
             joined.push_str(item.as_str().unwrap_or_default());
             joined.push('\n');
         }
-        self.budget.0 = self.budget.0.checked_sub(joined.len()).ok_or(Spent)?;
+        self.budget.spend(joined.len())?;
         let mut hits = self.scanner.scan(joined.as_bytes(), &mut self.budget)?;
         hits.retain(|hit| {
             joined
@@ -434,7 +431,7 @@ impl Taking<'_> {
     fn text(&mut self, mut text: String, key: &str) -> Result<String, Spent> {
         let scanner = self.scanner;
         let mut hits = scanner.scan(text.as_bytes(), &mut self.budget)?;
-        if !key.is_empty() && key.len() <= MAX_KEY_BYTES {
+        if scanner.has_keyword(key.as_bytes()) {
             // Some secrets are recognized only by the name before them, which is the key here.
             let named = format!("{key}={text}");
             let before = key.len() + 1;

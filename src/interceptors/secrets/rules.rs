@@ -1,13 +1,31 @@
 //! Rules: parsed from TOML, checked and compiled.
 
+use std::sync::LazyLock;
+
 use regex::bytes::{Regex, RegexBuilder};
+use regex_syntax::hir::{Hir, HirKind};
 use serde::Deserialize;
 
 /// Built-in rules.
 pub(super) const BUILT_IN: &str = include_str!("rules.toml");
 
+/// Compiled built-in rules. Compiling takes longer than everything else that a new known secret
+/// needs.
+static COMPILED: LazyLock<Result<Vec<Rule>, IllegalRules>> =
+    LazyLock::new(|| read(BUILT_IN)?.iter().map(Rule::new).collect());
+
+/// Built-in rules, compiled once.
+pub(super) fn built_in() -> Result<&'static [Rule], IllegalRules> {
+    match &*COMPILED {
+        Ok(rules) => Ok(rules),
+        Err(error) => Err(error.clone()),
+    }
+}
+
 /// Limit of a compiled rule in bytes.
 const MAX_RULE_BYTES: usize = 4 << 20;
+/// Limit in bytes of the part of a secret whose entropy counts.
+const MAX_ENTROPY_BYTES: usize = 128;
 /// Limit in bytes around a keyword for the longest match of a rule.
 const MAX_REACH_BYTES: usize = 1 << 20;
 
@@ -33,6 +51,14 @@ pub(super) struct Source {
     /// Whether a match may begin before its keyword.
     #[serde(default)]
     pub keyword_inside: bool,
+    /// Whether `regex` is only that of a value, which must be assigned to a name of a keyword and a
+    /// word for secrets, such as `twitter_api_key`. For formats without a prefix of their own.
+    #[serde(default)]
+    pub named: bool,
+    /// Whether a match may not continue on the next line. For URLs, which the text of the next line
+    /// could continue.
+    #[serde(default)]
+    pub one_line: bool,
     /// Regex of the match. Its first group, or all of it, is the secret.
     pub regex: String,
     /// For a regex without a longest match: number of bytes after the keyword that are searched.
@@ -58,12 +84,49 @@ pub(super) struct Source {
     pub clean: Vec<String>,
 }
 
-/// Published checksum of a vendor.
+/// Test of a match beside its regex.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Check {
     /// The last six characters are the CRC-32 of the thirty before, in base62.
     GithubCrc32,
+    /// What follows the keyword is not an identifier, a UUID or a digest.
+    Random,
+    /// What follows the keyword is not made of words.
+    NotWords,
+    /// A UUID or a digest, whose digits are mixed.
+    Hash,
+}
+
+/// Words between a keyword and the end of its name, for rules with `named`. Other words make the
+/// name that of something else, such as a cache key.
+const NAME_WORDS: &str = "api|access|account|acl|admin|app|application|auth|bearer|bot|ci|client|\
+    cloud|consumer|customer|deploy|deployment|dev|developer|encryption|full|hec|http|ingest|\
+    integration|licen[cs]e|live|login|management|master|my|oauth2?|org|organization|personal|prod|\
+    production|private|project|read|refresh|rest|root|s3|secret|server|service|session|shared|\
+    signing|team|test|upload|user|v[0-9]|webhook|write";
+/// Last words of a name of a secret. `key` alone can be that of a table or a cache: it needs one of
+/// the words before.
+const NAME_ENDS: &str = "tokens?|secrets?|password|passwd|pwd|pat|credentials?";
+
+impl Source {
+    /// Regex of the whole match.
+    fn pattern(&self) -> String {
+        if !self.named {
+            return self.regex.clone();
+        }
+        // A short name is a part of other words.
+        let keyword = |keyword: &String| match keyword.len() {
+            ..6 => format!("(?:^|[^A-Za-z]){}", regex::escape(keyword)),
+            _ => regex::escape(keyword),
+        };
+        let keywords: Vec<_> = self.keywords.iter().map(keyword).collect();
+        format!(
+            r#"(?i:(?:{keywords})(?:[_. -]?(?:{NAME_WORDS})){{0,4}}[_. -]?(?:{NAME_ENDS}|(?:{NAME_WORDS})[_. -]?keys?))[\\"'`]{{0,4}}[\t ]{{0,4}}(?:=>|:=|[=:])[\t ]{{0,4}}[\\"'`]{{0,4}}({value})(?:[^A-Za-z0-9_+/=.(\[$@{{:-]|[.:]?(?:\s|$))"#,
+            keywords = keywords.join("|"),
+            value = self.regex,
+        )
+    }
 }
 
 /// Reason why a file of rules is unusable.
@@ -84,6 +147,12 @@ pub(super) struct Rule {
     pub description: String,
     pub keywords: Vec<String>,
     pub ignore_case: bool,
+    /// Whether a match is a value after its name.
+    pub named: bool,
+    /// Whether a match is on one line.
+    pub one_line: bool,
+    /// Whether the format has a line at its end.
+    pub has_end: bool,
     pub action: Option<super::Action>,
     /// Number of bytes before and after a keyword that a match can reach.
     pub before: usize,
@@ -91,6 +160,8 @@ pub(super) struct Rule {
     /// Length of the shortest match in bytes.
     pub shortest: usize,
     pub regex: Regex,
+    /// Whether the secret is the whole match.
+    pub is_whole: bool,
     entropy: Option<f64>,
     check: Option<Check>,
     unless: Option<Regex>,
@@ -126,15 +197,17 @@ impl Rule {
                 .build()
                 .map_err(|error| illegal(format!("`{key}`: {error}")))
         };
-        let regex = compile("regex", &source.regex)?;
-        let properties = regex_syntax::ParserBuilder::new()
+        // A value of its own would be part of the pattern around it.
+        compile("regex", &source.regex)?;
+        let pattern = source.pattern();
+        let regex = compile("regex", &pattern)?;
+        let hir = regex_syntax::ParserBuilder::new()
             .unicode(false)
             .utf8(false)
             .build()
-            .parse(&source.regex)
-            .map(|hir| (hir.properties().minimum_len(), hir.properties().maximum_len()))
+            .parse(&pattern)
             .map_err(|error| illegal(format!("`regex`: {error}")))?;
-        let (shortest, longest) = properties;
+        let (shortest, longest) = (hir.properties().minimum_len(), hir.properties().maximum_len());
         let reach = match (longest, source.reach) {
             (Some(_), Some(_)) => {
                 return Err(illegal("`reach` is only for a regex without a longest match".into()));
@@ -152,12 +225,20 @@ impl Rule {
             id: source.id.clone(),
             description: source.description.clone(),
             keywords: source.keywords.clone(),
-            ignore_case: source.ignore_case,
+            ignore_case: source.ignore_case || source.named,
+            named: source.named,
+            one_line: source.one_line || source.named,
+            has_end: source.regex.contains("-----END"),
             action: source.action,
-            before: if source.keyword_inside { reach } else { 0 },
+            before: match source.keyword_inside {
+                true => reach,
+                // The character before a short keyword.
+                false => usize::from(source.named),
+            },
             after: reach,
             shortest: shortest.unwrap_or(0),
             regex,
+            is_whole: is_whole(&hir),
             entropy: source.entropy,
             check: source.check,
             unless: source.unless.as_deref().map(|p| compile("unless", p)).transpose()?,
@@ -167,20 +248,141 @@ impl Rule {
     /// Whether a match of the regex is a secret.
     pub(super) fn accepts(&self, secret: &[u8]) -> bool {
         self.entropy.is_none_or(|least| entropy(secret) >= least)
-            && self.check.is_none_or(|check| check.holds(secret))
+            && self.check.is_none_or(|check| check.holds(secret, self.value(secret)))
             && self.unless.as_ref().is_none_or(|unless| !unless.is_match(secret))
+            && !(self.named && self.has_keyword(secret))
+    }
+
+    /// Secret without the keyword in front.
+    fn value<'a>(&self, secret: &'a [u8]) -> &'a [u8] {
+        let keywords = self.keywords.iter().filter(|_| !self.named);
+        let values = keywords.filter_map(|keyword| secret.strip_prefix(keyword.as_bytes()));
+        values.min_by_key(|value| value.len()).unwrap_or(secret)
+    }
+
+    /// Whether a value has the vendor's name: it is a name itself.
+    fn has_keyword(&self, value: &[u8]) -> bool {
+        let value = value.to_ascii_lowercase();
+        let mut keywords = self.keywords.iter().filter(|keyword| keyword.len() >= 4);
+        keywords.any(|keyword| memchr::memmem::find(&value, keyword.as_bytes()).is_some())
+    }
+}
+
+/// Whether the first group, or its absence, is the whole match: beside it are only assertions.
+fn is_whole(hir: &Hir) -> bool {
+    let is_group = |hir: &Hir| matches!(hir.kind(), HirKind::Capture(_));
+    match hir.kind() {
+        HirKind::Concat(parts) => {
+            let mut rest = parts.iter().filter(|part| !matches!(part.kind(), HirKind::Look(_)));
+            hir.properties().explicit_captures_len() == 0
+                || rest.next().is_some_and(is_group) && rest.next().is_none()
+        }
+        _ => is_group(hir) || hir.properties().explicit_captures_len() == 0,
     }
 }
 
 impl Check {
-    fn holds(self, secret: &[u8]) -> bool {
+    fn holds(self, secret: &[u8], value: &[u8]) -> bool {
         match self {
+            // Some tokens with a prefix have no digits.
+            Self::NotWords => !is_words(value),
+            Self::Random if value.len() < secret.len() => !is_words(value) && !has_uuid(value),
+            Self::Random => {
+                value.iter().any(u8::is_ascii_digit)
+                    && value.iter().any(u8::is_ascii_alphabetic)
+                    && !is_words(value)
+                    && !is_identifier(value)
+                    && !has_uuid(value)
+                    && !has_digest(value)
+            }
+            Self::Hash => {
+                value.iter().any(u8::is_ascii_digit)
+                    && value.iter().any(u8::is_ascii_alphabetic)
+                    && entropy(value) >= MIN_HASH_ENTROPY
+            }
             Self::GithubCrc32 => secret
                 .split_last_chunk::<6>()
                 .and_then(|(token, sum)| Some((token.split_last_chunk::<30>()?.1, sum)))
                 .is_some_and(|(random, sum)| base62(crc32fast::hash(random)) == *sum),
         }
     }
+}
+
+/// Minimum Shannon entropy of a digest in bits per byte. Random ones have 3.2 and more.
+const MIN_HASH_ENTROPY: f64 = 3.0;
+/// Minimum Shannon entropy of a random text of 24 bytes and more, and of a shorter one.
+const MIN_RANDOM_ENTROPY: (f64, f64) = (3.5, 2.9);
+
+/// Whether a text has a low entropy, or is made of words: an identifier, a path, a name in capitals.
+fn is_words(text: &[u8]) -> bool {
+    let has = |test: fn(&u8) -> bool| text.iter().any(test);
+    let least = match text.len() {
+        24.. if text.iter().all(u8::is_ascii_hexdigit) => MIN_HASH_ENTROPY,
+        24.. => MIN_RANDOM_ENTROPY.0,
+        _ => MIN_RANDOM_ENTROPY.1,
+    };
+    if entropy(text) < least {
+        return true;
+    }
+    // Digits are spread in a random text, and at the ends of words in an identifier.
+    let kind = |byte: &u8| match byte {
+        b'0'..=b'9' => Some(true),
+        byte if byte.is_ascii_alphabetic() => Some(false),
+        _ => None,
+    };
+    let changes = text
+        .windows(2)
+        .filter(|pair| match pair {
+            [a, b] => kind(a).zip(kind(b)).is_some_and(|(a, b)| a != b),
+            _ => false,
+        })
+        .count();
+    let one_case = !has(u8::is_ascii_lowercase) || !has(u8::is_ascii_uppercase);
+    10 * changes <= text.len() && (one_case || 3 * in_words(text) >= 2 * text.len())
+}
+
+/// Number of bytes in words: three and more small letters after at most one capital, or four and
+/// more capitals without other letters beside them.
+fn in_words(text: &[u8]) -> usize {
+    let mut total = 0;
+    let mut at = 0;
+    while at < text.len() {
+        let rest = text.get(at..).unwrap_or_default();
+        let capitals = rest.iter().take_while(|b| b.is_ascii_uppercase()).count();
+        let after = rest.get(capitals..).unwrap_or_default();
+        let small = after.iter().take_while(|b| b.is_ascii_lowercase()).count();
+        let is_inside = at.checked_sub(1).and_then(|last| text.get(last));
+        let is_inside = is_inside.is_some_and(u8::is_ascii_alphabetic);
+        total += if capitals >= 4 && small == 0 && !is_inside { capitals } else { 0 };
+        total += if small >= 3 { small + usize::from(capitals > 0) } else { 0 };
+        at += (capitals + small).max(1);
+    }
+    total
+}
+
+/// Whether a text has separators, and letters of one case: `pagerduty-9hk8tf6c2m`.
+fn is_identifier(text: &[u8]) -> bool {
+    let has = |test: fn(&u8) -> bool| text.iter().any(test);
+    let one_case = !has(u8::is_ascii_lowercase) || !has(u8::is_ascii_uppercase);
+    one_case && has(|b| matches!(b, b'-' | b'_'))
+}
+
+/// Whether a text has a UUID.
+fn has_uuid(text: &[u8]) -> bool {
+    text.windows(36).any(|text| {
+        text.iter().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => *byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
+    })
+}
+
+/// Whether a text, or a part of it, has the length and the digits of a digest.
+fn has_digest(text: &[u8]) -> bool {
+    let mut parts = text.split(|b| matches!(b, b'-' | b'_' | b':' | b'.' | b'/' | b'+' | b'='));
+    parts.any(|part| {
+        matches!(part.len(), 32 | 40 | 56 | 64 | 96 | 128) && part.iter().all(u8::is_ascii_hexdigit)
+    })
 }
 
 /// Six digits of base62, most significant first.
@@ -194,8 +396,9 @@ pub(super) fn base62(mut number: u32) -> [u8; 6] {
     out
 }
 
-/// Shannon entropy in bits per byte.
+/// Shannon entropy in bits per byte, of the first [`MAX_ENTROPY_BYTES`].
 fn entropy(text: &[u8]) -> f64 {
+    let text = text.get(..MAX_ENTROPY_BYTES).unwrap_or(text);
     let mut counts = [0u32; 256];
     for &byte in text {
         counts[usize::from(byte)] += 1;
@@ -220,6 +423,43 @@ mod tests {
         assert_eq!(&base62(crc32fast::hash(random.as_bytes())), b"0mLq17");
         assert_eq!(&base62(0), b"000000");
         assert_eq!(&base62(61), b"00000z");
+    }
+
+    #[test]
+    fn random_text_is_not_made_of_words() {
+        for text in [
+            "twitter_consumer_secret_for_account_2",
+            "getUserNameByIdFromCacheV2",
+            "TWITTER_CONSUMER_SECRET_KEY_V2",
+            "fab-button-container-23",
+            "src/config/production/keys2/file",
+            "6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+            "d41d8cd98f00b204e9800998ecf8427e",
+            "aaaaaaaaaaaaaaaaaaaa1",
+            "ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+            "pagerduty-9hk8tf6c2m",
+            "prod-6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+            "parseHTMLDocumentsFromSource2",
+            "config/PRODUCTION/keys2/file",
+            "Z3_d41d8cd98f00b204e9800998ecf8427e",
+        ] {
+            let text = text.as_bytes();
+            assert!(!Check::Random.holds(text, text), "{}", text.escape_ascii());
+        }
+        let found = |template: &str| {
+            let all = (0..1000).map(|seed| {
+                super::super::templates::expand(
+                    template,
+                    &mut super::super::templates::Seed::new(seed),
+                )
+            });
+            all.filter(|text| Check::Random.holds(text.as_bytes(), text.as_bytes())).count()
+        };
+        assert!(found("{base62:20}") > 950);
+        assert!(found("{base62:32}") > 990);
+        assert!(found("{base36:24}") > 990);
+        assert!(found("{base64url:40}") > 990);
+        assert!(!Check::Hash.holds(b"", b"00000000000000000000000000000000"));
     }
 
     #[test]

@@ -1,11 +1,18 @@
 //! Finds secrets in one text: keywords by Aho-Corasick first, then the rule's regex around each of
-//! them.
+//! them; the same in what the text encodes, and in what that encodes.
 
-use std::{collections::HashSet, ops::Range};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    hash::{BuildHasher as _, RandomState},
+    ops::Range,
+};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
+    encodings::{
+        Allowance, OVERLAP_BYTES, Of, PART_BYTES, View, long_archives, run_start, runs, views,
+    },
     layers::Layers,
     rules::{IllegalRules, Rule},
 };
@@ -18,11 +25,107 @@ pub(super) struct Hit {
     pub range: Range<usize>,
 }
 
-/// Remaining budget of a scan: bytes that regexes read.
-pub(super) struct Budget(pub usize);
+/// Remaining budget of the scan of a message. A scan that exceeds it fails, so that nothing
+/// unscanned passes.
+pub(super) struct Budget {
+    /// Bytes of rejected matches. Another match is searched within each.
+    rejected: usize,
+    /// Bytes that may be decoded.
+    pub decoded: Allowance,
+    /// Views of the current part that need no other scan.
+    clean: Clean,
+    /// Bytes of members with their names, of JSON documents within strings, and of joined lines, for
+    /// [`Budget::spend`].
+    work: usize,
+    /// Bytes that the rules' expressions may search in the texts of the message, with their layers.
+    matched_plain: usize,
+    /// Bytes of views that the rules' expressions may search.
+    matched_in_views: usize,
+    /// Bytes searched for keywords and known secrets so far.
+    #[cfg(test)]
+    pub scanned: usize,
+}
 
-/// Cost of a byte of a rejected match, whose groups and entropy were checked too.
-const REJECTED_BYTE_COST: usize = 16;
+/// Views without a secret. The same view can result from several orders of decoding.
+#[derive(Default)]
+struct Clean {
+    /// Least depth at which each view was scanned, by a hash with a random key. At a greater depth,
+    /// less of it is decoded.
+    depths: HashMap<u64, usize>,
+    keys: RandomState,
+    /// Whether the part has a secret. Then its other views may have it at other places.
+    is_over: bool,
+}
+
+impl Clean {
+    /// Begins a part.
+    fn begin(&mut self) {
+        self.depths.clear();
+        self.is_over = false;
+    }
+
+    /// Whether the same view was scanned and had no secret. If not, it is about to be scanned.
+    fn has(&mut self, view: &View, depth: usize) -> bool {
+        if self.is_over {
+            return false;
+        }
+        match self.depths.entry(self.keys.hash_one((view.is_joined, &view.text))) {
+            Entry::Occupied(known) if *known.get() <= depth => true,
+            entry => {
+                entry.insert_entry(depth);
+                false
+            }
+        }
+    }
+}
+
+/// Limit in bytes for a short text, in addition to a multiple of its length.
+const BASE_REJECTED_BYTES: usize = 1 << 20;
+const REJECTED_FACTOR: usize = 2;
+/// The same for the bytes near keywords, in the texts of the message and in views. A text has few
+/// keywords, unless they are there for the work that they cause.
+const BASE_MATCHED_BYTES: usize = 16 << 20;
+const BASE_MATCHED_IN_VIEWS: usize = 8 << 20;
+const MATCHED_FACTOR: usize = 16;
+const BASE_WORK_BYTES: usize = 16 << 20;
+const WORK_FACTOR: usize = 4;
+/// Limits of a member that is scanned together with its name.
+pub(super) const MAX_NAME_BYTES: usize = 128;
+const MIN_VALUE_BYTES: usize = 14;
+const MAX_VALUE_BYTES: usize = 1 << 10;
+/// Limit of encodings within each other.
+const MAX_DEPTH: usize = 3;
+/// Bytes at an end of a part of a text whose secrets the part beside it has, too.
+const MARGIN_BYTES: usize = OVERLAP_BYTES / 2;
+/// Bytes before a position in which a line break is searched, to divide a text there.
+const MAX_LINE_BYTES: usize = 1 << 10;
+/// Limit in bytes of an ordinary word.
+const MAX_WORD_BYTES: usize = 16;
+/// Number of hits up to which duplicates stay until the end.
+const MAX_DUPLICATES: usize = 1 << 10;
+
+impl Budget {
+    /// Budget for a message of that size.
+    pub(super) fn of(bytes: usize) -> Self {
+        let limit = |base: usize, factor: usize| base.saturating_add(bytes.saturating_mul(factor));
+        Self {
+            rejected: limit(BASE_REJECTED_BYTES, REJECTED_FACTOR),
+            decoded: Allowance::new(),
+            clean: Clean::default(),
+            work: limit(BASE_WORK_BYTES, WORK_FACTOR),
+            matched_plain: limit(BASE_MATCHED_BYTES, MATCHED_FACTOR),
+            matched_in_views: limit(BASE_MATCHED_IN_VIEWS, MATCHED_FACTOR),
+            #[cfg(test)]
+            scanned: 0,
+        }
+    }
+
+    /// Takes bytes of work beside the scan itself.
+    pub(super) fn spend(&mut self, bytes: usize) -> Result<(), Spent> {
+        self.work = self.work.checked_sub(bytes).ok_or(Spent)?;
+        Ok(())
+    }
+}
 
 /// Error: the budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,28 +208,186 @@ impl Scanner {
         id >= self.rules.len()
     }
 
-    /// All secrets in the UTF-8 text, including those behind escapes (see [`Layers`]). Ranges begin
-    /// and end between characters and between escapes; they may overlap.
+    /// All secrets in the UTF-8 text, including those behind escapes (see [`Layers`]) and encodings
+    /// (see [`views`]). Ranges begin and end between characters, and between escapes; they may
+    /// overlap. A long text is scanned in parts, so that its copies need little memory.
     pub(super) fn scan(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
-        let mut hits = Vec::new();
         if text.len() < self.shortest {
-            return Ok(hits);
+            return Ok(Vec::new());
         }
-        let layers = Layers::of(text);
-        for (depth, text) in layers.texts().enumerate() {
-            let found = self.scan_layer(text, budget)?;
-            let mut ranges: Vec<_> = found.iter().map(|hit| hit.range.clone()).collect();
-            layers.locate(depth, &mut ranges);
-            hits.extend(found.into_iter().zip(ranges).map(|(hit, range)| Hit { range, ..hit }));
+        budget.decoded.earn(text.len());
+        let mut hits = Vec::new();
+        let mut parts = Vec::new();
+        let mut start = 0;
+        loop {
+            budget.clean.begin();
+            let end = part_end(text, start);
+            parts.push(start..end);
+            let part = text.get(start..end).unwrap_or_default();
+            let mut found = self.scan_to_depth(part, None, 0, budget)?;
+            found.retain_mut(|hit| {
+                hit.range = hit.range.start + start..hit.range.end + start;
+                let is_in_last = start > 0 && hit.range.end <= start + MARGIN_BYTES;
+                let is_in_next = end < text.len() && hit.range.start + MARGIN_BYTES >= end;
+                !is_in_last && !is_in_next
+            });
+            hits.append(&mut found);
+            if end == text.len() {
+                break;
+            }
+            start = divide(text, start, end - OVERLAP_BYTES);
         }
-        hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end, hit.id));
-        hits.dedup();
+        if start > 0 {
+            budget.clean.begin();
+            let mut limit = 0;
+            long_archives(text, &parts, budget, &mut |view, budget| {
+                append(&mut hits, self.scan_view(text, view, 0, budget)?, &mut limit);
+                Ok(())
+            })?;
+        }
+        dedup(&mut hits);
         Ok(hits)
     }
 
-    /// All secrets in the text without resolving escapes.
-    fn scan_layer(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
+    /// Whether a rule may recognize a value by this name.
+    pub(super) fn has_keyword(&self, name: &[u8]) -> bool {
+        // Some keywords end with the sign.
+        name.len() <= MAX_NAME_BYTES && self.keywords.is_match(&[name, b"="].concat())
+    }
+
+    /// Whether a value is as long as one that its name can make a secret.
+    pub(super) fn may_be_named(value: &[u8]) -> bool {
+        (MIN_VALUE_BYTES..=MAX_VALUE_BYTES).contains(&value.len())
+    }
+
+    /// Secrets in the value of a member, or in what it encodes, that only a rule for `NAME=value`
+    /// recognizes.
+    pub(super) fn scan_member(
+        &self,
+        name: &[u8],
+        value: &[u8],
+        budget: &mut Budget,
+    ) -> Result<Vec<Hit>, Spent> {
+        if !Self::may_be_named(value) || !self.has_keyword(name) {
+            return Ok(Vec::new());
+        }
+        let start = name.len() + 1;
+        let text = [name, b"=", value].concat();
+        budget.spend(text.len())?;
+        let mut hits = self.scan_layer(&text, None, 0, budget)?;
+        runs(&text, budget, &mut |view, budget| {
+            budget.decoded.take(view.text.len())?;
+            let mut found = self.scan_layer(&view.text, Some(view), 1, budget)?;
+            found.retain_mut(|hit| move_to(&text, view, hit));
+            hits.append(&mut found);
+            Ok(())
+        })?;
+        hits.retain_mut(|hit| {
+            let is_value = hit.range.start >= start;
+            hit.range = hit.range.start.saturating_sub(start)..hit.range.end.saturating_sub(start);
+            is_value
+        });
+        Ok(hits)
+    }
+
+    fn scan_to_depth(
+        &self,
+        text: &[u8],
+        view: Option<&View>,
+        depth: usize,
+        budget: &mut Budget,
+    ) -> Result<Vec<Hit>, Spent> {
+        let layers = Layers::of(text);
+        if depth > 0 {
+            budget.decoded.take(layers.texts().skip(1).map(<[u8]>::len).sum())?;
+        }
+        let is_joined = view.is_some_and(|view| view.is_joined);
         let mut hits = Vec::new();
+        let last = layers.texts().count() - 1;
+        for (layer, text) in layers.texts().enumerate() {
+            let view = view.filter(|_| layer == 0);
+            let mut found = self.scan_layer(text, view, depth, budget)?;
+            if is_joined {
+                found.retain(|hit| self.rules.get(hit.id).is_none_or(|rule| !rule.one_line));
+            }
+            // A backslash is in no encoded text, and in front of some: `\x` before hex digits. So
+            // the text as it is has all runs, except those that an escape divides, and the last
+            // layer has these. Units are cheap to hide in each other, so those of a view are those
+            // of its last layer.
+            let of = match layer {
+                _ if depth >= MAX_DEPTH => None,
+                _ if layer == last && !is_joined => Some(Of::All),
+                0 if depth == 0 => Some(Of::All),
+                _ if layer == 0 || layer == last => Some(Of::Runs),
+                _ => None,
+            };
+            if let Some(of) = of {
+                self.scan_views(text, of, depth, budget, &mut found)?;
+            }
+            let mut ranges: Vec<_> = found.iter().map(|hit| hit.range.clone()).collect();
+            layers.locate(layer, &mut ranges);
+            hits.extend(found.into_iter().zip(ranges).map(|(hit, range)| Hit { range, ..hit }));
+        }
+        Ok(hits)
+    }
+
+    /// Adds the secrets in everything that a text encodes.
+    fn scan_views(
+        &self,
+        text: &[u8],
+        of: Of,
+        depth: usize,
+        budget: &mut Budget,
+        found: &mut Vec<Hit>,
+    ) -> Result<(), Spent> {
+        let mut limit = 0;
+        views(text, of, budget, &mut |view, budget| {
+            let mut inner = self.scan_view(text, view, depth, budget)?;
+            if view.is_joined {
+                let known = merged(found);
+                inner.retain(|hit| {
+                    let has_end = self.rules.get(hit.id).is_some_and(|rule| rule.has_end);
+                    has_end || is_new(&known, &hit.range, text, view)
+                });
+            }
+            append(found, inner, &mut limit);
+            Ok(())
+        })
+    }
+
+    /// Secrets in a view of a text.
+    fn scan_view(
+        &self,
+        text: &[u8],
+        view: &View,
+        depth: usize,
+        budget: &mut Budget,
+    ) -> Result<Vec<Hit>, Spent> {
+        if budget.clean.has(view, depth) {
+            return Ok(Vec::new());
+        }
+        budget.decoded.take(view.text.len())?;
+        let mut hits = self.scan_to_depth(&view.text, Some(view), depth + 1, budget)?;
+        hits.retain_mut(|hit| move_to(text, view, hit));
+        // All secrets in an archive have its place.
+        dedup(&mut hits);
+        Ok(hits)
+    }
+
+    /// All secrets in the text without resolving anything. Of a view, only what is beside a decoded
+    /// part: the rest is in the text.
+    fn scan_layer(
+        &self,
+        text: &[u8],
+        view: Option<&View>,
+        depth: usize,
+        budget: &mut Budget,
+    ) -> Result<Vec<Hit>, Spent> {
+        let mut hits = Vec::new();
+        #[cfg(test)]
+        {
+            budget.scanned += text.len();
+        }
         if let Some(known) = &self.known {
             hits.extend(known.find_iter(text).map(|found| Hit {
                 id: self.rules.len() + found.pattern().as_usize(),
@@ -135,9 +396,17 @@ impl Scanner {
         }
         for window in self.windows(text) {
             let Some(rule) = self.rules.get(window.rule) else { continue };
-            budget.0 = budget.0.checked_sub(window.end - window.start).ok_or(Spent)?;
-            search(rule, text, &window, budget, &mut hits)?;
+            if view.is_some_and(|view| !view.is_decoded(&(window.start..window.end))) {
+                continue;
+            }
+            let left = match depth {
+                0 => &mut budget.matched_plain,
+                _ => &mut budget.matched_in_views,
+            };
+            *left = left.checked_sub(window.end - window.start).ok_or(Spent)?;
+            search(rule, text, &window, &mut budget.rejected, &mut hits)?;
         }
+        budget.clean.is_over |= !hits.is_empty();
         for hit in &mut hits {
             widen(text, &mut hit.range);
         }
@@ -148,6 +417,8 @@ impl Scanner {
     /// so that a rule reads each byte once.
     fn windows(&self, text: &[u8]) -> Vec<Window> {
         let mut windows: Vec<Window> = Vec::new();
+        // Last window of each rule.
+        let mut lasts: Vec<Option<usize>> = Vec::new();
         for found in self.keywords.find_overlapping_iter(text) {
             let Some((owner, exact)) = self.owners.get(found.pattern().as_usize()) else {
                 continue;
@@ -159,22 +430,22 @@ impl Scanner {
             let start = found.start().saturating_sub(rule.before);
             // One byte more, to see the text that must follow a match.
             let end = (found.end() + rule.after + 1).min(text.len());
-            // Keywords come in the order of their ends: most join the last window of their rule.
-            match windows.iter_mut().rev().take(8).find(|window| window.rule == *owner) {
-                Some(last) if start <= last.end && start >= last.start => {
-                    last.end = last.end.max(end);
+            if lasts.is_empty() {
+                lasts.resize(self.rules.len(), None);
+            }
+            let Some(last) = lasts.get_mut(*owner) else { continue };
+            // Keywords come in the order of their ends: each joins the last window or is behind it.
+            match last.and_then(|last| windows.get_mut(last)) {
+                Some(window) if start <= window.end => {
+                    window.start = window.start.min(start);
+                    window.end = window.end.max(end);
                 }
-                _ => windows.push(Window { rule: *owner, start, end }),
+                _ => {
+                    *last = Some(windows.len());
+                    windows.push(Window { rule: *owner, start, end });
+                }
             }
         }
-        windows.sort_unstable_by_key(|window| (window.rule, window.start));
-        windows.dedup_by(|next, last| {
-            let joined = next.rule == last.rule && next.start <= last.end;
-            if joined {
-                last.end = last.end.max(next.end);
-            }
-            joined
-        });
         windows
     }
 }
@@ -184,32 +455,142 @@ fn search(
     rule: &Rule,
     text: &[u8],
     window: &Window,
-    budget: &mut Budget,
+    rejected: &mut usize,
     hits: &mut Vec<Hit>,
 ) -> Result<(), Spent> {
     let seen = text.get(..window.end).unwrap_or(text);
     let mut at = window.start;
-    while let Some(found) = rule.regex.find_at(seen, at) {
+    while at <= seen.len()
+        && let Some(found) = rule.regex.find_at(seen, at)
+    {
         let matched = found.range();
-        let secret = rule
-            .regex
-            .captures_at(seen, matched.start)
-            .and_then(|groups| groups.get(1).map(|group| group.range()))
-            .unwrap_or_else(|| matched.clone());
+        let group = || {
+            let groups = rule.regex.captures_at(seen, matched.start)?;
+            groups.get(1).map(|group| group.range())
+        };
+        let secret = if rule.is_whole { None } else { group() }.unwrap_or_else(|| matched.clone());
         if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(secret)) {
             // The character after a secret may be the one before the next.
             at = secret.end.max(matched.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
-        } else {
-            // A rejected match may hide one that begins within it.
-            budget.0 = budget.0.checked_sub(REJECTED_BYTE_COST * matched.len()).ok_or(Spent)?;
-            at = matched.start + 1;
+            continue;
         }
-        if at > seen.len() {
-            break;
-        }
+        // A rejected match may hide one that begins within it.
+        *rejected = rejected.checked_sub(matched.len()).ok_or(Spent)?;
+        at = matched.start + 1;
     }
     Ok(())
+}
+
+/// End of the part of a text that begins there.
+fn part_end(text: &[u8], start: usize) -> usize {
+    match text.len() - start {
+        ..=PART_BYTES => text.len(),
+        _ => divide(text, start, start + PART_BYTES),
+    }
+}
+
+/// Position at or shortly before `at` at which a text is divided: after a line break, or within a
+/// long run between groups of digits, and neither in a character nor behind a backslash. Line breaks
+/// and runs before `from` do not count. It can be in an escape or an entity: the part beside it has
+/// this one whole.
+fn divide(text: &[u8], from: usize, at: usize) -> usize {
+    let line = from.max(at.saturating_sub(MAX_LINE_BYTES));
+    let before = text.get(line..at).unwrap_or_default();
+    let mut at = if let Some(end) = memchr::memrchr(b'\n', before) {
+        line + end + 1
+    } else if let Some(escape) = memchr::memmem::rfind(before, b"\\n") {
+        line + escape
+    } else {
+        let start = run_start(text, from, at);
+        // The first byte of eight digits of base64, base32 or hex begins a byte.
+        start + (at - start) / 8 * 8
+    };
+    let is_inside = |at: usize| {
+        text.get(at).is_some_and(|byte| byte & 0xc0 == 0x80)
+            || at.checked_sub(1).and_then(|last| text.get(last)) == Some(&b'\\')
+    };
+    let least = at.saturating_sub(MAX_LINE_BYTES);
+    while at > least && is_inside(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// Ranges of hits, in order and disjoint.
+fn merged(hits: &[Hit]) -> Vec<Range<usize>> {
+    let mut ranges: Vec<_> = hits.iter().map(|hit| hit.range.clone()).collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, last| {
+        let joined = next.start < last.end;
+        if joined {
+            last.end = last.end.max(next.end);
+        }
+        joined
+    });
+    ranges
+}
+
+/// Whether a hit in joined lines is another secret than these, which are in order and disjoint, or
+/// more of one: then the known part ends with its line, and the rest is neither a secret of its own,
+/// nor the name of a value, nor an ordinary word.
+fn is_new(known: &[Range<usize>], range: &Range<usize>, text: &[u8], view: &View) -> bool {
+    let at = known.partition_point(|known| known.end <= range.start);
+    let mut touching = known.iter().skip(at).take_while(|known| known.start < range.end);
+    match (touching.next(), touching.next()) {
+        (None, _) => true,
+        (Some(first), None) => {
+            let after = text.get(range.end..).unwrap_or_default().trim_ascii_start();
+            first.start == range.start
+                && first.end < range.end
+                && view.has_break(first.end)
+                && !matches!(after.first(), Some(b':' | b'='))
+                && !ends_with_words(text.get(first.end..range.end).unwrap_or_default())
+        }
+        _ => false,
+    }
+}
+
+/// Whether a text ends with ordinary words that dashes join: short, of letters, of one case after
+/// their first letter.
+fn ends_with_words(text: &[u8]) -> bool {
+    let of_word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let start = text.iter().rposition(|b| !of_word(b)).map_or(0, |last| last + 1);
+    let mut words = text.get(start..).unwrap_or_default().split(|b| !b.is_ascii_alphanumeric());
+    words.all(|word| {
+        let rest = word.get(1..).unwrap_or_default();
+        word.len() <= MAX_WORD_BYTES
+            && word.iter().all(u8::is_ascii_alphabetic)
+            && (rest.iter().all(u8::is_ascii_lowercase) || word.iter().all(u8::is_ascii_uppercase))
+    })
+}
+
+/// Sorts hits, and removes duplicates.
+fn dedup(hits: &mut Vec<Hit>) {
+    hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end, hit.id));
+    hits.dedup();
+}
+
+/// Adds hits, and removes duplicates when there are more than `limit`, which then becomes twice
+/// their number.
+fn append(hits: &mut Vec<Hit>, mut more: Vec<Hit>, limit: &mut usize) {
+    hits.append(&mut more);
+    if hits.len() > MAX_DUPLICATES.max(*limit) {
+        dedup(hits);
+        *limit = 2 * hits.len();
+    }
+}
+
+/// Moves a hit in a view to the text. Returns whether the text has it.
+fn move_to(text: &[u8], view: &View, hit: &mut Hit) -> bool {
+    match view.locate(&hit.range) {
+        Some(range) => {
+            hit.range = range;
+            widen(text, &mut hit.range);
+            true
+        }
+        None => false,
+    }
 }
 
 /// Extends a range to character boundaries.

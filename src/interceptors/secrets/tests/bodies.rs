@@ -57,7 +57,7 @@ fn no_secret_of_the_corpus_is_left_in_a_stored_body() {
         for template in &source.matches {
             let text = expand(template, &mut seed);
             // Part of the example that is the secret, by the rule itself.
-            let hits = scanner.scan(text.as_bytes(), &mut Budget(usize::MAX)).unwrap();
+            let hits = scanner.scan(text.as_bytes(), &mut Budget::of(text.len())).unwrap();
             let secrets: Vec<_> = hits.iter().map(|hit| &text[hit.range.clone()]).collect();
             for body in bodies(&text) {
                 let Redacted { body: stored, secrets: count } =
@@ -109,8 +109,8 @@ fn known_and_named_values_are_redacted_in_stored_bodies() {
         })
     );
     assert_eq!(scrubber.redact(b"no json"), Err(Unredacted::Unreadable));
-    // A flood of keywords is abandoned, and nothing of it is stored.
-    let flood = json!("glpat-".repeat(150_000)).to_string();
+    // A flood of beginnings of JSON is abandoned, and nothing of it is stored.
+    let flood = json!("{\"a\":".repeat(200_000)).to_string();
     assert_eq!(scrubber.redact(flood.as_bytes()), Err(Unredacted::Spent));
 }
 

@@ -1,0 +1,159 @@
+//! Values that only a name makes secret, and texts that resemble secrets.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+
+use super::*;
+
+#[test]
+fn names_of_vendors_are_not_secrets() {
+    let scanner = scanner();
+    let sources = rules::read(rules::BUILT_IN).unwrap();
+    let named = sources.iter().filter(|rule| rule.named);
+    for keyword in named.flat_map(|rule| &rule.keywords) {
+        let upper = keyword.to_uppercase();
+        for template in [
+            "{k}_id={hex:32}",
+            "{k}={base62:40}",
+            "{k}_key: {hex:32}",
+            "{k}_key: {hex:40}",
+            "{k}_cache_key: {hex:32}",
+            "{k}_cache_key: {hex:40}",
+            "{k}_api_key_digest={hex:64}",
+            "{k}-next-page-token={base62:40}",
+            "{k}_public_key={base62:40}",
+            "{U}_SITE_KEY={base62:40}",
+            "{k}Secret: {k}-9hk8tf6c2m",
+            "{k}_token: prod-{hex:8}-{hex:4}-4{hex:3}-a{hex:3}-{hex:12}",
+            "{k}_session = {hex:8}-{hex:4}-4{hex:3}-a{hex:3}-{hex:12}",
+            "{k}_secret_name = prod_{k}_consumer_secret_for_account_2",
+            "{k}_api_secret = get_{k}_api_secret_from_environment_v2",
+            "{k}_api_token: {U}_API_TOKEN_FOR_PRODUCTION_V2",
+            "{k}_api_key = src/config/production/{k}/keys2/file",
+            "{k}_token = self.get_token({hex:32})",
+            "{k}_client_secret = ${{U}_CLIENT_SECRET}",
+            "{k}_token = 00000000000000000000000000000000",
+            "npm install {k}-token-{lower:8}-{lower:12}-{lower:9}",
+            // The value is not that of the line before.
+            "{k}_api_key=\n{hex:40}",
+        ] {
+            let text = made(&template.replace("{k}", keyword).replace("{U}", &upper));
+            assert_eq!(found(&scanner, &text), Vec::<&str>::new(), "{text}");
+        }
+    }
+    for template in [
+        "api-{hex:8}-{hex:4}-4{hex:3}-a{hex:3}-{hex:12}",
+        "sdk-{hex:8}-{hex:4}-4{hex:3}-a{hex:3}-{hex:12}",
+        "md-fab-button-container-23",
+        "md-fab-bottom-right-sheets",
+        "fc-{hex:32}",
+        "API-ABCDEFGHIJKLMNOPQRSTUVWXYZ",
+        "ico-arrowdownwithcirclearoundbordersi",
+        "pat-xx9-{hex:8}-{hex:4}-4{hex:3}-a{hex:3}-{hex:12}",
+    ] {
+        let text = made(template);
+        assert_eq!(found(&scanner, &text), Vec::<&str>::new(), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn member_named_after_a_vendor_is_redacted() {
+    let secrets = secrets(&Config::default());
+    let key = made("{hex:32}");
+    let raw = json!({ "env": { "DATADOG_API_KEY": key, "datadogApiKeys": ["a", key], "id": key } });
+    let mark = "[redacted:datadog-secret]";
+    let redacted =
+        json!({ "env": { "DATADOG_API_KEY": mark, "datadogApiKeys": ["a", mark], "id": key } });
+    let verdict = response(&secrets, &raw.to_string()).await;
+    assert_eq!(replacement(&verdict), redacted.to_string());
+    let verdict = request(&secrets, &json!({ "datadog_cache_key": key }).to_string()).await;
+    assert_eq!(verdict, Verdict::pass());
+    // Frameworks publish values of such names. A secret there is one all the more.
+    for name in ["NEXT_PUBLIC_DATADOG_API_KEY", "VITE_DATADOG_TOKEN", "PUBLIC_CLOUD_DATADOG_TOKEN"]
+    {
+        let verdict = response(&secrets, &json!({ name: key }).to_string()).await;
+        assert_eq!(replacement(&verdict), json!({ name: mark }).to_string());
+        let text = format!("{name}={key}");
+        let verdict = response(&secrets, &json!([text]).to_string()).await;
+        assert_eq!(replacement(&verdict), json!([format!("{name}={mark}")]).to_string());
+    }
+}
+
+#[tokio::test]
+async fn encoded_value_is_found_by_its_name() {
+    let secrets = secrets(&Config::default());
+    let data = STANDARD.encode(made("{hex:32}"));
+    let mark = "[redacted:datadog-secret]";
+    let manifest = |data: &str| json!({ "kind": "Secret", "data": { "datadog-api-key": data } });
+    let yaml = |data: &str| json!([format!("kind: Secret\ndata:\n  datadog-api-key: {data}\n")]);
+    let text = |data: &str| json!({ "text": manifest(data).to_string() });
+    for place in [&manifest as &dyn Fn(&str) -> Value, &yaml, &text] {
+        let verdict = response(&secrets, &place(&data).to_string()).await;
+        assert_eq!(replacement(&verdict), place(mark).to_string());
+    }
+    let other = json!({ "data": { "digest": data } }).to_string();
+    assert_eq!(response(&secrets, &other).await, Verdict::pass());
+}
+
+#[tokio::test]
+async fn argument_named_authorization_is_found_with_a_token_only() {
+    let secrets = secrets(&Config::default());
+    for value in [
+        "read-only".to_owned(),
+        "Basic authentication-required".into(),
+        "bearer tokens_are_accepted_here".into(),
+        "token based-authentication-flow".into(),
+        made("{hex:40}"),
+    ] {
+        for name in ["authorization", "Authorization"] {
+            let raw = json!({ "arguments": { name: value } }).to_string();
+            assert_eq!(request(&secrets, &raw).await, Verdict::pass(), "{value}");
+        }
+    }
+    for value in ["Bearer {base62:32}", "bearer {hex:40}", "Basic {base64raw:40}"] {
+        let raw = json!({ "arguments": { "authorization": made(value) } }).to_string();
+        let Decision::Refuse(refusal) = request(&secrets, &raw).await.decision else {
+            panic!("{value}")
+        };
+        assert_eq!(refusal.rules[0].id, "authorization-header");
+    }
+}
+
+#[tokio::test]
+async fn urls_do_not_continue_on_the_next_line() {
+    let secrets = secrets(&Config::default());
+    for text in [
+        "URL:https://a.example\nEMAIL:j@b.example",
+        "BEGIN:VCARD\r\nURL:https://a.example\r\nEMAIL:j@b.example\r\nEND:VCARD",
+        "ORGANIZER:https://calendar.example\nATTENDEE:mailto:someone@b.example",
+        "https://images.example/one\ndocker.example:latest-version@sha256",
+        "https://registry.example:\n@scope/name-of-a-package",
+        "registry=https://registry.example\nalways-auth:true-for-this-one@scope/package",
+        "postgres://db.example\nnotify:admin-of-the-database@b.example",
+    ] {
+        for text in [text.to_owned(), json!(text).to_string()] {
+            let raw = json!({ "text": text }).to_string();
+            assert_eq!(request(&secrets, &raw).await, Verdict::pass(), "{text}");
+        }
+    }
+}
+
+#[test]
+fn rules_find_what_they_found_without_encodings() {
+    let scanner = scanner();
+    for (template, id) in [
+        ("https://bot{colon}hunter@git.example.com", "url-password"),
+        ("https://bot{colon}thesecret{digits:4}@git.example.com", "url-password"),
+        ("https://bot{colon}{lower:10}@git.example.com", "url-password"),
+        ("key-{hex:32}", "mailgun-key"),
+    ] {
+        assert_eq!(found(&scanner, &made(template)), [id], "{template}");
+    }
+}
+
+#[tokio::test]
+async fn strings_of_a_list_are_not_joined() {
+    let secrets = secrets(&Config::default());
+    let text = "{\n  \"authorization\": \"Bearer token\",\n  \"x-allowed-locations\": \"0x0\"\n}";
+    let verdict = response(&secrets, &json!([text]).to_string()).await;
+    assert_eq!(verdict, Verdict::pass());
+}
