@@ -4,18 +4,18 @@ use super::format::format;
 use portcullis_policy::Finding;
 use portcullis_protocol::names::{ClientName, Group, ServerName};
 
-/// A wish that many have.
+/// A common purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Template {
-    /// They look, and change nothing
+    /// Permit read-only tools, resources and prompts
     ReadOnly,
-    /// They may do all, but a person allows what may destroy something
+    /// Permit all tools; destructive ones need the approval of a person
     ApproveDestructive,
-    /// Once they have read from the server, nothing goes to the open world
+    /// Deny open-world tools to a session that used the server
     NoTaintedData,
-    /// They do nothing outside certain hours (UTC)
+    /// Deny the server outside certain hours (UTC)
     WorkingHours,
-    /// They, and nobody else, may call certain tools
+    /// Permit certain tools to these principals only
     OneTeam,
 }
 
@@ -24,6 +24,8 @@ pub enum Template {
 pub enum PolicyPrincipal {
     Group(Group),
     Client(ClientName),
+    /// A user of this machine, who uses the proxy's local socket.
+    LocalUser(UserName),
 }
 
 /// Values for a template.
@@ -54,11 +56,28 @@ impl std::str::FromStr for ToolName {
     }
 }
 
+/// Name of a user of this machine, in the characters that `useradd` accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserName(String);
+
+impl std::str::FromStr for UserName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if (1..=32).contains(&name.len()) && name.chars().all(plain) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err("a user's name has 1 to 32 letters, digits, `_`, `-` and `.`".to_owned())
+        }
+    }
+}
+
 /// A policy file and its case file.
 #[derive(Debug, Clone)]
 pub struct Rendered {
     /// Name of both files, without suffix.
-    pub name: &'static str,
+    pub name: String,
     pub policies: String,
     pub cases: String,
 }
@@ -106,6 +125,9 @@ pub fn make(template: Template, filling: &Filling) -> Result<Rendered, Vec<Findi
             format!("client:{client}"),
             client.as_str(),
         ),
+        PolicyPrincipal::LocalUser(UserName(user)) => {
+            (format!("principal == Portcullis::Local::\"{user}\""), format!("local:{user}"), &**user)
+        }
     };
     let each = |write: &dyn Fn(&str) -> String| {
         let tools: Vec<_> = filling.tools.iter().map(|ToolName(tool)| write(tool)).collect();
@@ -132,6 +154,7 @@ pub fn make(template: Template, filling: &Filling) -> Result<Rendered, Vec<Findi
             text.replace(&format!("{{{{{key}}}}}"), value)
         })
     };
+    let name = format!("{name}-{server}");
     let file = format!("{name}.cedar");
     let policies = format(std::path::Path::new(&file), &fill(policies))?;
     Ok(Rendered { name, policies, cases: fill(cases) })

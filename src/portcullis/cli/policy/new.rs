@@ -2,10 +2,10 @@
 
 use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use crate::cli::{Context, Exit, Reports, Usage};
-use portcullis_policy_tools::{Filling, PolicyPrincipal, Template, ToolName, make};
+use portcullis_policy_tools::{Filling, PolicyPrincipal, Template, ToolName, UserName, make};
 use portcullis_protocol::names::{ClientName, Group, ServerName};
 
 /// Options of the verb.
@@ -15,21 +15,25 @@ pub struct New {
     #[arg(value_enum)]
     template: Template,
     /// Apply the policy to the clients of this group
-    #[arg(long, value_name = "GROUP", required_unless_present = "client")]
+    #[arg(long, value_name = "GROUP", group = "principal", required = true)]
     group: Option<Group>,
-    /// For this client
-    #[arg(long, value_name = "CLIENT", conflicts_with = "group")]
+    /// Apply the policy to this client
+    #[arg(long, value_name = "CLIENT", group = "principal")]
     client: Option<ClientName>,
-    /// On this server
-    #[arg(long, value_name = "SERVER")]
-    server: ServerName,
-    /// Apply the policy to this tool of the server; repeatable
+    /// Apply the policy to this user of the machine, who uses `portcullis tools` and `connect`
+    #[arg(long, value_name = "USER", group = "principal")]
+    local_user: Option<UserName>,
+    /// Write a policy for this server; repeatable
+    #[arg(long = "server", value_name = "SERVER", required = true)]
+    servers: Vec<ServerName>,
+    /// Apply the policy to this tool of each server; repeatable
     #[arg(long = "tool", value_name = "TOOL")]
     tools: Vec<ToolName>,
     /// The hours for `working-hours`, UTC
     #[arg(long, value_name = "FROM-TO", default_value = "8-18", value_parser = hours)]
     hours: (u8, u8),
-    /// Write NAME.cedar and NAME.test.yaml to this folder instead of standard output
+    /// Write TEMPLATE-SERVER.cedar and TEMPLATE-SERVER.test.yaml to this folder instead of standard
+    /// output
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
 }
@@ -45,40 +49,44 @@ fn hours(text: &str) -> Result<(u8, u8), String> {
 
 /// Runs the verb.
 pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
-    let New { template, group, client, server, tools, hours, dir } = options;
-    let principal = match (group, client) {
-        (Some(group), _) => PolicyPrincipal::Group(group.clone()),
-        (None, Some(client)) => PolicyPrincipal::Client(client.clone()),
-        (None, None) => return Err(Usage("give `--group` or `--client`".to_owned()).into()),
+    let New { template, group, client, local_user, servers, tools, hours, dir } = options;
+    let group = group.clone().map(PolicyPrincipal::Group);
+    let client = client.clone().map(PolicyPrincipal::Client);
+    let local_user = local_user.clone().map(PolicyPrincipal::LocalUser);
+    let Some(principal) = group.or(client).or(local_user) else {
+        return Err(Usage("give `--group`, `--client` or `--local-user`".to_owned()).into());
     };
     if template.needs_tools() && tools.is_empty() {
-        return Err(Usage("say which tools: `--tool TOOL`".to_owned()).into());
+        return Err(Usage("name the tools: `--tool TOOL`".to_owned()).into());
     }
-    let (server, tools) = (server.clone(), tools.clone());
-    let rendered = make(*template, &Filling { principal, server, tools, hours: *hours })
-        .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?;
-    let files = [
-        (format!("{}.cedar", rendered.name), rendered.policies, "//"),
-        (format!("{}.test.yaml", rendered.name), rendered.cases, "#"),
-    ];
-    for (at, (name, text, comment)) in files.iter().enumerate() {
-        match dir {
-            None => {
-                let apart = if at == 0 { "" } else { "\n" };
-                ctx.verbatim(&format!("{apart}{comment} ---- {name}\n\n{text}"))?;
-            }
-            Some(dir) => {
-                let path = dir.join(name);
-                // An existing file is never overwritten.
-                OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .open(&path)
-                    .and_then(|mut file| file.write_all(text.as_bytes()))
-                    .with_context(|| format!("cannot write {}", path.display()))?;
-                ctx.line(format!("wrote {}", path.display()))?;
-            }
-        }
+    let mut files = Vec::new();
+    for server in servers {
+        let (principal, server, tools) = (principal.clone(), server.clone(), tools.clone());
+        let filling = Filling { principal, server, tools, hours: *hours };
+        let rendered = make(*template, &filling).map_err(|findings| {
+            Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
+        })?;
+        files.push((format!("{}.cedar", rendered.name), rendered.policies, "//"));
+        files.push((format!("{}.test.yaml", rendered.name), rendered.cases, "#"));
+    }
+    let Some(dir) = dir else {
+        let texts = files.iter().map(|(name, text, comment)| format!("{comment} ---- {name}\n\n{text}"));
+        ctx.verbatim(&texts.collect::<Vec<_>>().join("\n"))?;
+        return Ok(Exit::Ok);
+    };
+    // An existing file is never overwritten, and then no other file is written.
+    if let Some((name, ..)) = files.iter().find(|(name, ..)| dir.join(name).exists()) {
+        bail!("{} exists already: delete it or write to another folder", dir.join(name).display());
+    }
+    for (name, text, _) in &files {
+        let path = dir.join(name);
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        ctx.line(format!("wrote {}", path.display()))?;
     }
     Ok(Exit::Ok)
 }
