@@ -1,11 +1,13 @@
 //! `portcullis policy new`: prints policy templates.
 
-use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
+use std::{collections::BTreeSet, fs::OpenOptions, io::Write as _, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 
 use crate::cli::{Context, Exit, Reports, Usage};
-use portcullis_policy_tools::{Filling, PolicyPrincipal, Template, ToolName, UserName, make};
+use portcullis_policy_tools::{
+    Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName, make,
+};
 use portcullis_protocol::names::{ClientName, Group, ServerName};
 
 /// Options of the verb.
@@ -15,12 +17,12 @@ pub struct New {
     #[arg(value_enum)]
     template: Template,
     /// Apply the policy to the clients of this group
-    #[arg(long, value_name = "GROUP", group = "principal", required = true)]
+    #[arg(long, value_name = "GROUP", group = "principal")]
     group: Option<Group>,
     /// Apply the policy to this client
     #[arg(long, value_name = "CLIENT", group = "principal")]
     client: Option<ClientName>,
-    /// Apply the policy to this user of the machine, who uses `portcullis tools` and `connect`
+    /// Apply the policy to this user, who runs the proxy and uses `portcullis tools` or `connect`
     #[arg(long, value_name = "USER", group = "principal")]
     local_user: Option<UserName>,
     /// Write a policy for this server; repeatable
@@ -29,11 +31,18 @@ pub struct New {
     /// Apply the policy to this tool of each server; repeatable
     #[arg(long = "tool", value_name = "TOOL")]
     tools: Vec<ToolName>,
+    /// The folder for `one-folder`
+    #[arg(long, value_name = "PATH")]
+    folder: Option<FolderPath>,
+    /// The rate for `rate-limit`
+    #[arg(long, value_name = "CALLS/TIME", default_value = "60/1m")]
+    rate: RateText,
     /// The hours for `working-hours`, UTC
     #[arg(long, value_name = "FROM-TO", default_value = "8-18", value_parser = hours)]
     hours: (u8, u8),
-    /// Write TEMPLATE-SERVER.cedar and TEMPLATE-SERVER.test.yaml to this folder instead of standard
-    /// output
+    /// Write TEMPLATE-SERVER.cedar and TEMPLATE-SERVER.test.yaml, and if the template permits calls
+    /// also connect-PRINCIPAL.cedar and connect-PRINCIPAL.test.yaml, to this folder instead of
+    /// standard output
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
 }
@@ -49,37 +58,34 @@ fn hours(text: &str) -> Result<(u8, u8), String> {
 
 /// Runs the verb.
 pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
-    let New { template, group, client, local_user, servers, tools, hours, dir } = options;
-    let group = group.clone().map(PolicyPrincipal::Group);
-    let client = client.clone().map(PolicyPrincipal::Client);
-    let local_user = local_user.clone().map(PolicyPrincipal::LocalUser);
-    let Some(principal) = group.or(client).or(local_user) else {
-        return Err(Usage("give `--group`, `--client` or `--local-user`".to_owned()).into());
-    };
-    if template.needs_tools() && tools.is_empty() {
-        return Err(Usage("name the tools: `--tool TOOL`".to_owned()).into());
-    }
-    let mut files = Vec::new();
-    for server in servers {
-        let (principal, server, tools) = (principal.clone(), server.clone(), tools.clone());
-        let filling = Filling { principal, server, tools, hours: *hours };
-        let rendered = make(*template, &filling).map_err(|findings| {
-            Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
-        })?;
-        files.push((format!("{}.cedar", rendered.name), rendered.policies, "//"));
-        files.push((format!("{}.test.yaml", rendered.name), rendered.cases, "#"));
-    }
-    let Some(dir) = dir else {
-        let texts = files.iter().map(|(name, text, comment)| format!("{comment} ---- {name}\n\n{text}"));
+    let filling = filling(options).map_err(|problem| Usage(problem.to_owned()))?;
+    let rendered = make(options.template, &filling).map_err(|findings| {
+        Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
+    })?;
+    let Some(dir) = &options.dir else {
+        let files = rendered.iter().flat_map(Rendered::files);
+        let texts = files.map(|(name, text, comment)| format!("{comment} ---- {name}\n\n{text}"));
         ctx.verbatim(&texts.collect::<Vec<_>>().join("\n"))?;
         return Ok(Exit::Ok);
     };
-    // An existing file is never overwritten, and then no other file is written.
-    if let Some((name, ..)) = files.iter().find(|(name, ..)| dir.join(name).exists()) {
-        bail!("{} exists already: delete it or write to another folder", dir.join(name).display());
+    // An existing file is never overwritten, and a file in the way is found before any is written.
+    let (mut new, mut kept) = (Vec::new(), Vec::new());
+    for one in &rendered {
+        for (name, text, _) in one.files() {
+            let path = dir.join(name);
+            match (path.exists(), one.shared) {
+                (false, _) => new.push((path, text)),
+                (true, true) => kept.push(path),
+                (true, false) => {
+                    bail!("{} exists already: rename it or write to another folder", path.display())
+                }
+            }
+        }
     }
-    for (name, text, _) in &files {
-        let path = dir.join(name);
+    for path in kept {
+        ctx.line(format!("kept {}", path.display()))?;
+    }
+    for (path, text) in new {
         OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -89,4 +95,43 @@ pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
         ctx.line(format!("wrote {}", path.display()))?;
     }
     Ok(Exit::Ok)
+}
+
+/// The values of the options, or why the template cannot be filled with them.
+fn filling(options: &New) -> Result<Filling, &'static str> {
+    let New { template, group, client, local_user, servers, tools, folder, rate, hours, .. } =
+        options;
+    let group = group.clone().map(PolicyPrincipal::Group);
+    let client = client.clone().map(PolicyPrincipal::Client);
+    let local_user = local_user.clone().map(PolicyPrincipal::LocalUser);
+    let principal = group.or(client).or(local_user);
+    match (template.needs_principal(), &principal) {
+        (true, None) => return Err("name the principal: `--group`, `--client` or `--local-user`"),
+        (false, Some(_)) => {
+            return Err("the template applies to a server: omit `--group`, `--client` and \
+                        `--local-user`");
+        }
+        _ => {}
+    }
+    match (template.needs_tools(), tools.is_empty()) {
+        (true, true) => return Err("name the tools: `--tool TOOL`"),
+        (false, false) => return Err("the template applies to all tools: omit `--tool`"),
+        _ => {}
+    }
+    match (template.needs_folder(), folder) {
+        (true, None) => return Err("name the folder: `--folder PATH`"),
+        (false, Some(_)) => return Err("the template applies to no folder: omit `--folder`"),
+        _ => {}
+    }
+    if servers.iter().collect::<BTreeSet<_>>().len() < servers.len() {
+        return Err("name each server once");
+    }
+    Ok(Filling {
+        principal,
+        servers: servers.clone(),
+        tools: tools.clone(),
+        folder: folder.clone(),
+        rate: rate.clone(),
+        hours: *hours,
+    })
 }
