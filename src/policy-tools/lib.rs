@@ -18,7 +18,9 @@ pub use compare::{Access, Comparison, Difference};
 pub use format::{Formatted, format, format_files};
 pub use learn::{Learner, Proposal};
 pub use replay::{Change, Recorded, Replay, Replayed, SkipReason};
-pub use templates::{Filling, PolicyPrincipal, Rendered, Template, ToolName, make};
+pub use templates::{
+    Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName, make,
+};
 pub use testing::{
     CasePrincipal, CaseReport, Coverage, NOON, Report, is_case_file, read as read_cases,
     run as run_cases, span,

@@ -2,30 +2,67 @@
 
 use super::*;
 
+const TOOLS: &[&str] = &["--tool", "read_note", "--tool", "add_note"];
+const GROUP: &[&str] = &["--group", "ops"];
+const CLIENT: &[&str] = &["--client", "ci-bot"];
+const LOCAL: &[&str] = &["--local-user", "ann"];
+
+/// Each template with its options and the name of its files for connections, if it has some.
+const TEMPLATES: &[(&str, &[&[&str]], Option<&str>)] = &[
+    ("read-only", &[GROUP], Some("connect-group-ops")),
+    ("named-tools", &[CLIENT, TOOLS], Some("connect-client-ci-bot")),
+    ("one-folder", &[LOCAL, TOOLS, &["--folder", "/srv/work"]], Some("connect-local-ann")),
+    ("rate-limit", &[GROUP, &["--rate", "1000/24h"]], Some("connect-group-ops")),
+    ("approve-tools", &[CLIENT, TOOLS], Some("connect-client-ci-bot")),
+    ("approve-destructive", &[LOCAL], Some("connect-local-ann")),
+    ("no-tainted-data", &[GROUP], Some("connect-group-ops")),
+    ("one-team", &[CLIENT, TOOLS], Some("connect-client-ci-bot")),
+    ("one-team", &[LOCAL, TOOLS], Some("connect-local-ann")),
+    ("deny-tools", &[GROUP, TOOLS], None),
+    ("working-hours", &[CLIENT], None),
+    ("launch", &[], None),
+    ("no-network", &[], None),
+];
+
 #[test]
 fn every_template_passes_its_cases() {
-    for template in
-        ["read-only", "approve-destructive", "no-tainted-data", "working-hours", "one-team"]
-    {
-        for party in [["--group", "ops"], ["--client", "ci-bot"]] {
-            let folder = folder("");
-            fs::remove_file(folder.path().join("policies/p.cedar")).unwrap();
-            let ran = |args: &[&str]| shown(&portcullis(&folder, args));
-            let new = ["policy", "new", template, "--server", "notes", "--dir", "policies"];
-            let tools = ["--tool", "read_note", "--tool", "add_note"];
-            let made = ran(&[&new[..], &tools, &party].concat());
-            assert!(made.starts_with("exit 0\n"), "{made}");
-            for verb in [
-                &["fmt", "--check", "policies"] as &[_],
-                &["check", "policies"],
-                &["test", "--fail-under", "100", "policies"],
-            ] {
-                let ran = ran(&[&["policy"], verb].concat());
-                assert!(ran.starts_with("exit 0\n"), "{template} {party:?}: {ran}");
+    for &(template, options, connect) in TEMPLATES {
+        let folder = folder("");
+        fs::remove_file(folder.path().join("policies/p.cedar")).unwrap();
+        let ran = |args: &[&str]| shown(&portcullis(&folder, args));
+        let new = |servers: &[&str]| {
+            let new = ["policy", "new", template, "--dir", "policies"];
+            let options = options.concat();
+            ran(&[&new[..], servers, &options[..]].concat())
+        };
+        let made = new(&["--server", "notes", "--server", "mail"]);
+        assert!(made.starts_with("exit 0\n"), "{template} {options:?}: {made}");
+        for server in ["notes", "mail"] {
+            assert!(
+                made.contains(&format!("wrote policies/{template}-{server}.cedar\n")),
+                "{made}"
+            );
+        }
+        for verb in [
+            &["fmt", "--check", "policies"] as &[_],
+            &["check", "policies"],
+            &["test", "--fail-under", "100", "policies"],
+        ] {
+            let ran = ran(&[&["policy"], verb].concat());
+            assert!(ran.starts_with("exit 0\n"), "{template} {options:?}: {ran}");
+        }
+        // An existing file is not overwritten, and then no other file is written.
+        let again = new(&["--server", "files", "--server", "mail"]);
+        assert!(again.starts_with("exit 1\n"), "{again}");
+        assert!(!folder.path().join(format!("policies/{template}-files.cedar")).exists());
+        // The files for connections serve every server.
+        let third = new(&["--server", "files"]);
+        assert!(third.starts_with("exit 0\n"), "{third}");
+        match connect {
+            Some(name) => {
+                assert!(third.contains(&format!("kept policies/{name}.cedar\n")), "{third}")
             }
-            // What is there is not overwritten.
-            let again = ran(&[&new[..], &tools, &party].concat());
-            assert!(again.starts_with("exit 1\n"), "{again}");
+            None => assert!(!third.contains("kept"), "{third}"),
         }
     }
 }
@@ -37,11 +74,37 @@ fn template_is_printed_with_its_cases() {
     let one_team = ["one-team", "--group", "ops", "--server", "notes"];
     assert_snapshot!(new(&[&one_team[..], &["--tool", "delete_note"]].concat()), @r#"
     exit 0
-    // ---- one-team.cedar
+    // ---- connect-group-ops.cedar
 
-    // ops, and nobody else, may call these tools, whatever other policies permit.
+    // Lets ops connect and request lists. A list contains only what other policies permit.
 
-    @id("ops-call")
+    @id("connect-group-ops")
+    permit (
+      principal in Portcullis::Group::"ops",
+      action == Portcullis::Action::"connect",
+      resource
+    );
+
+    # ---- connect-group-ops.test.yaml
+
+    cases:
+      - name: the principal connects
+        as: group:ops
+        do: [initialize, tools/list]
+        expect: allow
+        by: connect-group-ops
+
+      - name: other principals are denied
+        as: [client:some-stranger, anonymous]
+        do: [initialize, tools/list]
+        expect: deny
+        by: []
+
+    // ---- one-team-notes.cedar
+
+    // Only ops may call these tools, whatever other policies permit.
+
+    @id("ops-call-on-notes")
     permit (
       principal in Portcullis::Group::"ops",
       action == Portcullis::Action::"call_tool",
@@ -49,8 +112,8 @@ fn template_is_printed_with_its_cases() {
     )
     when { resource in [Portcullis::Tool::"notes/delete_note"] };
 
-    @id("only-ops-call")
-    @reason("this tool is for ops")
+    @id("only-ops-call-on-notes")
+    @reason("only ops may call this tool")
     forbid (
       principal,
       action == Portcullis::Action::"call_tool",
@@ -59,34 +122,101 @@ fn template_is_printed_with_its_cases() {
     when { resource in [Portcullis::Tool::"notes/delete_note"] }
     unless { principal in Portcullis::Group::"ops" };
 
-    # ---- one-team.test.yaml
+    # ---- one-team-notes.test.yaml
 
     cases:
-      - name: they call
+      - name: the team calls the tools
         as: group:ops
         call: [notes/delete_note]
         expect: allow
-        by: ops-call
+        by: ops-call-on-notes
 
-      - name: others do not
-        as: [client:some-stranger, local:ann, anonymous]
+      - name: other principals are denied
+        as: [client:some-stranger, anonymous]
         call: [notes/delete_note]
         expect: deny
-        by: only-ops-call
+        by: only-ops-call-on-notes
 
-      - name: what others see
-        as: [client:some-stranger, local:ann, anonymous]
+      - name: other principals do not see the tools
+        as: [client:some-stranger, anonymous]
         call: [notes/delete_note]
         expect: hidden
     --- stderr
     "#);
-    assert_snapshot!(new(&one_team), @r#"
-    exit 2
+    assert_snapshot!(new(&["launch", "--server", "notes"]), @r#"
+    exit 0
+    // ---- launch-notes.cedar
+
+    // Permits the start of `notes` with the full hardened profile. If its config deviates from the
+    // profile, list the deviations instead: `["mounts"].containsAll(resource.deviations)`.
+
+    @id("launch-notes")
+    permit (
+      principal == Portcullis::Server::"notes",
+      action == Portcullis::Action::"launch",
+      resource
+    )
+    when { resource.deviations.isEmpty() };
+
+    # ---- launch-notes.test.yaml
+
+    cases:
+      - name: a start with the full profile is permitted
+        as: server:notes
+        expect: allow
+        by: launch-notes
+        each:
+          - { launch: { runtime: container, name: any } }
+          - { launch: { runtime: sandbox, name: any } }
+
+      - name: other starts are denied
+        expect: deny
+        by: []
+        each:
+          - { as: server:notes, launch: { runtime: container, name: any, deviations: [mounts] } }
+          - { as: server:another-server, launch: { runtime: container, name: any } }
     --- stderr
-    error: say which tools: `--tool TOOL`
     "#);
-    let hours = ["working-hours", "--client", "ci-bot", "--server", "notes", "--hours", "18-8"];
-    assert_snapshot!(new(&hours), @r#"
+}
+
+#[test]
+fn options_that_a_template_cannot_use_are_refused() {
+    let folder = folder("");
+    let new = |args: &[&str]| {
+        let args = [&["policy", "new", "--server", "notes"], args].concat();
+        shown(&portcullis(&folder, &args))
+    };
+    for (args, problem) in [
+        (&["one-team", "--group", "ops"] as &[&str], "name the tools: `--tool TOOL`"),
+        (
+            &["read-only", "--group", "ops", "--tool", "a"],
+            "the template applies to all tools: omit `--tool`",
+        ),
+        (&["read-only"], "name the principal: `--group`, `--client` or `--local-user`"),
+        (
+            &["launch", "--group", "ops"],
+            "the template applies to a server: omit `--group`, `--client` and `--local-user`",
+        ),
+        (&["one-folder", "--group", "ops", "--tool", "a"], "name the folder: `--folder PATH`"),
+        (
+            &["read-only", "--group", "ops", "--folder", "/srv"],
+            "the template applies to no folder: omit `--folder`",
+        ),
+        (&["launch", "--server", "notes"], "name each server once"),
+    ] {
+        assert_eq!(new(args), format!("exit 2\n--- stderr\nerror: {problem}\n"));
+    }
+    for args in [
+        &["read-only", "--group", "ops", "--client", "ci-bot"] as &[&str],
+        &["read-only", "--local-user", "a\"b"],
+        &["one-folder", "--group", "ops", "--tool", "a", "--folder", "/srv/../etc"],
+        &["one-folder", "--group", "ops", "--tool", "a", "--folder", "/srv/*"],
+        &["rate-limit", "--group", "ops", "--rate", "often"],
+    ] {
+        let refused = new(args);
+        assert!(refused.starts_with("exit 2\n--- stderr\nerror: "), "{args:?}: {refused}");
+    }
+    assert_snapshot!(new(&["working-hours", "--client", "ci-bot", "--hours", "18-8"]), @r#"
     exit 2
     --- stderr
     error: invalid value '18-8' for '--hours <FROM-TO>': write FROM-TO, hours from 1 to 23, such as 8-18

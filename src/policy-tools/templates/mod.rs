@@ -1,38 +1,63 @@
 //! Templates of policies for common purposes, with their cases.
 
+use std::path::Path;
+
 use super::format::format;
 use portcullis_policy::Finding;
-use portcullis_protocol::names::{ClientName, Group, ServerName};
+use portcullis_protocol::{
+    names::{ClientName, Group, ServerName},
+    obligations::Obligations,
+};
 
-/// A wish that many have.
+/// A common purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Template {
-    /// They look, and change nothing
+    /// Permit read-only tools, resources and prompts
     ReadOnly,
-    /// They may do all, but a person allows what may destroy something
+    /// Permit certain tools
+    NamedTools,
+    /// Permit certain tools if their argument `path` is in one folder
+    OneFolder,
+    /// Permit all tools up to a rate
+    RateLimit,
+    /// Permit certain tools; each call needs the approval of a person
+    ApproveTools,
+    /// Permit all tools; destructive ones need the approval of a person
     ApproveDestructive,
-    /// Once they have read from the server, nothing goes to the open world
+    /// Permit the server; deny open-world tools of other servers to a session that used it
     NoTaintedData,
-    /// They do nothing outside certain hours (UTC)
-    WorkingHours,
-    /// They, and nobody else, may call certain tools
+    /// Permit certain tools to this principal and deny them to all others
     OneTeam,
+    /// Deny certain tools
+    DenyTools,
+    /// Deny the server outside certain hours (UTC)
+    WorkingHours,
+    /// Permit the start of the server with the full hardened profile
+    Launch,
+    /// Deny the server connections to other hosts
+    NoNetwork,
 }
 
-/// The principals of a policy.
+/// The principal of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicyPrincipal {
     Group(Group),
     Client(ClientName),
+    /// The user who runs the proxy.
+    LocalUser(UserName),
 }
 
 /// Values for a template.
 #[derive(Debug, Clone)]
 pub struct Filling {
-    pub principal: PolicyPrincipal,
-    pub server: ServerName,
+    /// `None` for a template that does not need one.
+    pub principal: Option<PolicyPrincipal>,
+    pub servers: Vec<ServerName>,
     /// Names of tools, without the proxy's prefix.
     pub tools: Vec<ToolName>,
+    /// The folder, for a template that needs one.
+    pub folder: Option<FolderPath>,
+    pub rate: RateText,
     /// The first hour, and the hour after the last one.
     pub hours: (u8, u8),
 }
@@ -54,85 +79,220 @@ impl std::str::FromStr for ToolName {
     }
 }
 
+/// Name of a user of this machine, in characters that need no escapes in Cedar or YAML.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserName(String);
+
+impl std::str::FromStr for UserName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if (1..=32).contains(&name.len()) && name.chars().all(plain) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err("a user's name has 1 to 32 letters, digits, `_`, `-` and `.`".to_owned())
+        }
+    }
+}
+
+/// Absolute path of a folder, in characters without a meaning in Cedar's patterns or YAML.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FolderPath(String);
+
+impl std::str::FromStr for FolderPath {
+    type Err = String;
+
+    fn from_str(path: &str) -> Result<Self, String> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        let part = |part: &str| !matches!(part, "" | "." | "..") && part.chars().all(plain);
+        match path.strip_prefix('/') {
+            Some(parts) if parts.split('/').all(part) => Ok(Self(path.to_owned())),
+            _ => Err(FOLDER_HELP.to_owned()),
+        }
+    }
+}
+
+const FOLDER_HELP: &str = "write an absolute path without `.`, `..` or a slash at the end; its names \
+                           have letters, digits, `_`, `-` and `.`";
+
+/// Text of a `@rate`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RateText(String);
+
+impl std::str::FromStr for RateText {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let legal = Obligations::default().take("rate", text).is_ok();
+        if legal && text.bytes().all(|b| b.is_ascii_graphic()) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("write a number and a time of up to 31 days, such as 60/1m".to_owned())
+        }
+    }
+}
+
 /// A policy file and its case file.
 #[derive(Debug, Clone)]
 pub struct Rendered {
     /// Name of both files, without suffix.
-    pub name: &'static str,
+    pub name: String,
     pub policies: String,
     pub cases: String,
+    /// Whether other templates and servers use the same files.
+    pub shared: bool,
 }
+
+impl Rendered {
+    /// Both files: the name, the text, and the beginning of a comment.
+    pub fn files(&self) -> [(String, &str, &'static str); 2] {
+        [
+            (format!("{}.cedar", self.name), self.policies.as_str(), "//"),
+            (format!("{}.test.yaml", self.name), self.cases.as_str(), "#"),
+        ]
+    }
+}
+
+/// Name, policies and cases of a template.
+type Texts = (&'static str, &'static str, &'static str);
+
+macro_rules! texts {
+    ($name:literal) => {
+        ($name, include_str!(concat!($name, ".cedar")), include_str!(concat!($name, ".test.yaml")))
+    };
+}
+
+/// Policy for the connections of a principal.
+const CONNECT: Texts = texts!("connect");
 
 impl Template {
-    /// Whether it applies to certain tools.
-    pub fn needs_tools(self) -> bool {
-        self == Self::OneTeam
+    /// Whether it applies to a principal, not to the server itself.
+    pub fn needs_principal(self) -> bool {
+        !matches!(self, Self::Launch | Self::NoNetwork)
     }
 
-    fn texts(self) -> (&'static str, &'static str, &'static str) {
-        macro_rules! texts {
-            ($name:literal) => {
-                (
-                    $name,
-                    include_str!(concat!($name, ".cedar")),
-                    include_str!(concat!($name, ".test.yaml")),
-                )
-            };
-        }
+    /// Whether it applies to certain tools.
+    pub fn needs_tools(self) -> bool {
+        matches!(
+            self,
+            Self::NamedTools
+                | Self::OneFolder
+                | Self::ApproveTools
+                | Self::OneTeam
+                | Self::DenyTools
+        )
+    }
+
+    /// Whether it applies to one folder.
+    pub fn needs_folder(self) -> bool {
+        self == Self::OneFolder
+    }
+
+    /// Whether it permits use of the server, which needs a connection to the proxy.
+    fn permits_use(self) -> bool {
+        self.needs_principal() && !matches!(self, Self::DenyTools | Self::WorkingHours)
+    }
+
+    fn texts(self) -> Texts {
         match self {
             Self::ReadOnly => texts!("read-only"),
+            Self::NamedTools => texts!("named-tools"),
+            Self::OneFolder => texts!("one-folder"),
+            Self::RateLimit => texts!("rate-limit"),
+            Self::ApproveTools => texts!("approve-tools"),
             Self::ApproveDestructive => texts!("approve-destructive"),
             Self::NoTaintedData => texts!("no-tainted-data"),
-            Self::WorkingHours => texts!("working-hours"),
             Self::OneTeam => texts!("one-team"),
+            Self::DenyTools => texts!("deny-tools"),
+            Self::WorkingHours => texts!("working-hours"),
+            Self::Launch => texts!("launch"),
+            Self::NoNetwork => texts!("no-network"),
         }
     }
 }
 
-/// Fills a template.
+/// The text for each `{{KEY}}` of a template.
+type Values = Vec<(&'static str, String)>;
+
+impl PolicyPrincipal {
+    fn values(&self) -> Values {
+        let (kind, scope, name) = match self {
+            Self::Group(group) => ("group", "principal in Portcullis::Group", group.as_str()),
+            Self::Client(client) => ("client", "principal == Portcullis::Client", client.as_str()),
+            Self::LocalUser(UserName(user)) => {
+                ("local", "principal == Portcullis::Local", user.as_str())
+            }
+        };
+        vec![
+            ("TEAM_SCOPE", format!("{scope}::\"{name}\"")),
+            ("TEAM_PARTY", format!("{kind}:{name}")),
+            ("TEAM_KIND", kind.to_owned()),
+            ("TEAM", name.to_owned()),
+        ]
+    }
+}
+
+impl Filling {
+    /// The values for one server.
+    fn values(&self, server: &ServerName) -> Values {
+        let each = |write: &dyn Fn(&str) -> String| {
+            let tools: Vec<_> = self.tools.iter().map(|ToolName(tool)| write(tool)).collect();
+            tools.join(", ")
+        };
+        let (from, to) = self.hours;
+        let RateText(rate) = &self.rate;
+        let mut values = vec![
+            ("SERVER", server.to_string()),
+            ("TOOLS", each(&|tool| format!("Portcullis::Tool::\"{server}/{tool}\""))),
+            ("TOOL_NAMES", each(&|tool| format!("{server}/{tool}"))),
+            ("RATE", rate.clone()),
+            ("FROM", from.to_string()),
+            ("TO", to.to_string()),
+            ("EARLY", format!("{:02}:59", from.saturating_sub(1))),
+            ("BEGIN", format!("{from:02}:00")),
+            ("LATE", format!("{to:02}:00")),
+            ("LAST", format!("{:02}:59", to.saturating_sub(1))),
+        ];
+        values.extend(self.folder.iter().map(|FolderPath(folder)| ("FOLDER", folder.clone())));
+        values.extend(self.principal.iter().flat_map(PolicyPrincipal::values));
+        values
+    }
+}
+
+fn fill(text: &str, values: &[(&str, String)]) -> String {
+    values
+        .iter()
+        .fold(text.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
+}
+
+fn render(
+    name: String,
+    (_, policies, cases): Texts,
+    values: &[(&str, String)],
+    shared: bool,
+) -> Result<Rendered, Vec<Finding>> {
+    let policies = format(Path::new(&format!("{name}.cedar")), &fill(policies, values))?;
+    Ok(Rendered { name, policies, cases: fill(cases, values), shared })
+}
+
+/// Fills a template: one pair of files for each server, after a pair for connections if it permits
+/// the use of a server.
 ///
 /// # Errors
 /// If the result is not valid Cedar, which is a fault of the template.
-pub fn make(template: Template, filling: &Filling) -> Result<Rendered, Vec<Finding>> {
-    let (name, policies, cases) = template.texts();
-    let (scope, party, principal) = match &filling.principal {
-        PolicyPrincipal::Group(group) => (
-            format!("principal in Portcullis::Group::\"{group}\""),
-            format!("group:{group}"),
-            group.as_str(),
-        ),
-        PolicyPrincipal::Client(client) => (
-            format!("principal == Portcullis::Client::\"{client}\""),
-            format!("client:{client}"),
-            client.as_str(),
-        ),
-    };
-    let each = |write: &dyn Fn(&str) -> String| {
-        let tools: Vec<_> = filling.tools.iter().map(|ToolName(tool)| write(tool)).collect();
-        tools.join(", ")
-    };
-    let server = &filling.server;
-    let (from, to) = filling.hours;
-    let values = [
-        ("TEAM_SCOPE", scope),
-        ("TEAM_PARTY", party),
-        ("TEAM", principal.to_owned()),
-        ("SERVER", server.to_string()),
-        ("TOOLS", each(&|tool| format!("Portcullis::Tool::\"{server}/{tool}\""))),
-        ("TOOL_NAMES", each(&|tool| format!("{server}/{tool}"))),
-        ("FROM", from.to_string()),
-        ("TO", to.to_string()),
-        ("EARLY", format!("{:02}:59", from.saturating_sub(1))),
-        ("BEGIN", format!("{from:02}:00")),
-        ("LATE", format!("{to:02}:00")),
-        ("LAST", format!("{:02}:59", to.saturating_sub(1))),
-    ];
-    let fill = |text: &str| {
-        values.iter().fold(text.to_owned(), |text, (key, value)| {
-            text.replace(&format!("{{{{{key}}}}}"), value)
-        })
-    };
-    let file = format!("{name}.cedar");
-    let policies = format(std::path::Path::new(&file), &fill(policies))?;
-    Ok(Rendered { name, policies, cases: fill(cases) })
+pub fn make(template: Template, filling: &Filling) -> Result<Vec<Rendered>, Vec<Finding>> {
+    let mut pairs = Vec::new();
+    // In files of their own: in the files of two servers, `policy check` would report a duplicate.
+    if let Some(principal) = filling.principal.as_ref().filter(|_| template.permits_use()) {
+        let values = principal.values();
+        let name = fill("connect-{{TEAM_KIND}}-{{TEAM}}", &values);
+        pairs.push(render(name, CONNECT, &values, true)?);
+    }
+    let texts = template.texts();
+    for server in &filling.servers {
+        let name = format!("{}-{server}", texts.0);
+        pairs.push(render(name, texts, &filling.values(server), false)?);
+    }
+    Ok(pairs)
 }

@@ -1,11 +1,13 @@
 //! `portcullis policy new`: prints policy templates.
 
-use std::{fs::OpenOptions, io::Write as _, path::PathBuf};
+use std::{collections::BTreeSet, fs::OpenOptions, io::Write as _, path::PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use crate::cli::{Context, Exit, Reports, Usage};
-use portcullis_policy_tools::{Filling, PolicyPrincipal, Template, ToolName, make};
+use portcullis_policy_tools::{
+    Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName, make,
+};
 use portcullis_protocol::names::{ClientName, Group, ServerName};
 
 /// Options of the verb.
@@ -15,21 +17,32 @@ pub struct New {
     #[arg(value_enum)]
     template: Template,
     /// Apply the policy to the clients of this group
-    #[arg(long, value_name = "GROUP", required_unless_present = "client")]
+    #[arg(long, value_name = "GROUP", group = "principal")]
     group: Option<Group>,
-    /// For this client
-    #[arg(long, value_name = "CLIENT", conflicts_with = "group")]
+    /// Apply the policy to this client
+    #[arg(long, value_name = "CLIENT", group = "principal")]
     client: Option<ClientName>,
-    /// On this server
-    #[arg(long, value_name = "SERVER")]
-    server: ServerName,
-    /// Apply the policy to this tool of the server; repeatable
+    /// Apply the policy to this user, who runs the proxy and uses `portcullis tools` or `connect`
+    #[arg(long, value_name = "USER", group = "principal")]
+    local_user: Option<UserName>,
+    /// Write a policy for this server; repeatable
+    #[arg(long = "server", value_name = "SERVER", required = true)]
+    servers: Vec<ServerName>,
+    /// Apply the policy to this tool of each server; repeatable
     #[arg(long = "tool", value_name = "TOOL")]
     tools: Vec<ToolName>,
+    /// The folder for `one-folder`
+    #[arg(long, value_name = "PATH")]
+    folder: Option<FolderPath>,
+    /// The rate for `rate-limit`
+    #[arg(long, value_name = "CALLS/TIME", default_value = "60/1m")]
+    rate: RateText,
     /// The hours for `working-hours`, UTC
     #[arg(long, value_name = "FROM-TO", default_value = "8-18", value_parser = hours)]
     hours: (u8, u8),
-    /// Write NAME.cedar and NAME.test.yaml to this folder instead of standard output
+    /// Write TEMPLATE-SERVER.cedar and TEMPLATE-SERVER.test.yaml, and if the template permits calls
+    /// also connect-PRINCIPAL.cedar and connect-PRINCIPAL.test.yaml, to this folder instead of
+    /// standard output
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
 }
@@ -45,40 +58,80 @@ fn hours(text: &str) -> Result<(u8, u8), String> {
 
 /// Runs the verb.
 pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
-    let New { template, group, client, server, tools, hours, dir } = options;
-    let principal = match (group, client) {
-        (Some(group), _) => PolicyPrincipal::Group(group.clone()),
-        (None, Some(client)) => PolicyPrincipal::Client(client.clone()),
-        (None, None) => return Err(Usage("give `--group` or `--client`".to_owned()).into()),
+    let filling = filling(options).map_err(|problem| Usage(problem.to_owned()))?;
+    let rendered = make(options.template, &filling).map_err(|findings| {
+        Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())
+    })?;
+    let Some(dir) = &options.dir else {
+        let files = rendered.iter().flat_map(Rendered::files);
+        let texts = files.map(|(name, text, comment)| format!("{comment} ---- {name}\n\n{text}"));
+        ctx.verbatim(&texts.collect::<Vec<_>>().join("\n"))?;
+        return Ok(Exit::Ok);
     };
-    if template.needs_tools() && tools.is_empty() {
-        return Err(Usage("say which tools: `--tool TOOL`".to_owned()).into());
-    }
-    let (server, tools) = (server.clone(), tools.clone());
-    let rendered = make(*template, &Filling { principal, server, tools, hours: *hours })
-        .map_err(|findings| Reports(findings.into_iter().map(|f| Box::new(f) as _).collect()))?;
-    let files = [
-        (format!("{}.cedar", rendered.name), rendered.policies, "//"),
-        (format!("{}.test.yaml", rendered.name), rendered.cases, "#"),
-    ];
-    for (at, (name, text, comment)) in files.iter().enumerate() {
-        match dir {
-            None => {
-                let apart = if at == 0 { "" } else { "\n" };
-                ctx.verbatim(&format!("{apart}{comment} ---- {name}\n\n{text}"))?;
-            }
-            Some(dir) => {
-                let path = dir.join(name);
-                // An existing file is never overwritten.
-                OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .open(&path)
-                    .and_then(|mut file| file.write_all(text.as_bytes()))
-                    .with_context(|| format!("cannot write {}", path.display()))?;
-                ctx.line(format!("wrote {}", path.display()))?;
+    // An existing file is never overwritten, and a file in the way is found before any is written.
+    let (mut new, mut kept) = (Vec::new(), Vec::new());
+    for one in &rendered {
+        for (name, text, _) in one.files() {
+            let path = dir.join(name);
+            match (path.exists(), one.shared) {
+                (false, _) => new.push((path, text)),
+                (true, true) => kept.push(path),
+                (true, false) => {
+                    bail!("{} exists already: rename it or write to another folder", path.display())
+                }
             }
         }
     }
+    for path in kept {
+        ctx.line(format!("kept {}", path.display()))?;
+    }
+    for (path, text) in new {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        ctx.line(format!("wrote {}", path.display()))?;
+    }
     Ok(Exit::Ok)
+}
+
+/// The values of the options, or why the template cannot be filled with them.
+fn filling(options: &New) -> Result<Filling, &'static str> {
+    let New { template, group, client, local_user, servers, tools, folder, rate, hours, .. } =
+        options;
+    let group = group.clone().map(PolicyPrincipal::Group);
+    let client = client.clone().map(PolicyPrincipal::Client);
+    let local_user = local_user.clone().map(PolicyPrincipal::LocalUser);
+    let principal = group.or(client).or(local_user);
+    match (template.needs_principal(), &principal) {
+        (true, None) => return Err("name the principal: `--group`, `--client` or `--local-user`"),
+        (false, Some(_)) => {
+            return Err("the template applies to a server: omit `--group`, `--client` and \
+                        `--local-user`");
+        }
+        _ => {}
+    }
+    match (template.needs_tools(), tools.is_empty()) {
+        (true, true) => return Err("name the tools: `--tool TOOL`"),
+        (false, false) => return Err("the template applies to all tools: omit `--tool`"),
+        _ => {}
+    }
+    match (template.needs_folder(), folder) {
+        (true, None) => return Err("name the folder: `--folder PATH`"),
+        (false, Some(_)) => return Err("the template applies to no folder: omit `--folder`"),
+        _ => {}
+    }
+    if servers.iter().collect::<BTreeSet<_>>().len() < servers.len() {
+        return Err("name each server once");
+    }
+    Ok(Filling {
+        principal,
+        servers: servers.clone(),
+        tools: tools.clone(),
+        folder: folder.clone(),
+        rate: rate.clone(),
+        hours: *hours,
+    })
 }
