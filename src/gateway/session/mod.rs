@@ -12,10 +12,10 @@ mod log_level;
 mod pending_requests;
 mod replay;
 mod stream;
+mod table;
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     sync::{
@@ -38,13 +38,13 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-use budget::Budget;
 pub use calls::{Calls, InFlight};
 pub use capabilities::ClientCapabilities;
 pub use log_level::LogLevel;
 pub use pending_requests::{ClientReply, PendingRequest, PendingRequests};
 pub use replay::Streams;
 pub use stream::{Event, Reader, Stream, TooSlow};
+use table::Table;
 
 /// Divisor of all sessions that gives the default limit of one holder.
 const SHARE: usize = 10;
@@ -57,6 +57,8 @@ const REPLACED: &str = "a newer session took its place, since it was idle longes
 /// One legacy session.
 pub struct Session {
     pub id: SessionId,
+    /// Number among all sessions that ever were.
+    number: u64,
     owner: Arc<Principal>,
     holder: Holder,
     view: View,
@@ -240,64 +242,11 @@ impl Holder {
 /// All sessions.
 pub struct Sessions {
     table: Mutex<Table>,
+    /// Number of sessions that were ever opened.
+    opened: AtomicU64,
     most: usize,
     most_of_one: usize,
     idle: Duration,
-}
-
-#[derive(Default)]
-struct Table {
-    sessions: HashMap<SessionId, Arc<Session>>,
-    held: HashMap<Holder, HashSet<SessionId>>,
-}
-
-impl Table {
-    fn held_by(&self, holder: &Holder) -> usize {
-        self.held.get(holder).map_or(0, HashSet::len)
-    }
-
-    fn insert(&mut self, session: Arc<Session>) {
-        self.held.entry(session.holder.clone()).or_default().insert(session.id.clone());
-        self.sessions.insert(session.id.clone(), session);
-    }
-
-    fn remove(&mut self, id: &SessionId) -> Option<Arc<Session>> {
-        let session = self.sessions.remove(id)?;
-        if let Some(held) = self.held.get_mut(&session.holder) {
-            held.remove(id);
-            if held.is_empty() {
-                self.held.remove(&session.holder);
-            }
-        }
-        Some(session)
-    }
-
-    /// The longest-idle session of a holder.
-    fn idlest_of(&self, holder: &Holder) -> Option<SessionId> {
-        let held = self.held.get(holder)?.iter().filter_map(|id| self.sessions.get(id));
-        let idle = held.filter_map(|session| Some((session.idle_since()?, session)));
-        idle.min_by_key(|(since, _)| *since).map(|(_, session)| session.id.clone())
-    }
-
-    /// The session that ends for another of this principal when all places are taken: of callers
-    /// without a key first, then of the holder with the most sessions, the longest-idle one. A
-    /// caller without a key never displaces one with a key.
-    fn idlest_for(&self, owner: &Principal) -> Option<SessionId> {
-        let all = self.sessions.values();
-        let displaceable = all.filter(|session| owner.verified || !session.owner.verified);
-        let idle = displaceable.filter_map(|session| Some((session.idle_since()?, session)));
-        idle.max_by_key(|(since, session)| {
-            (!session.owner.verified, self.held_by(&session.holder), Reverse(*since))
-        })
-        .map(|(_, session)| session.id.clone())
-    }
-
-    /// The budget of a principal's streams, which all its sessions share.
-    fn budget(&self, kind: &PrincipalKind) -> Option<Arc<Budget>> {
-        let (_, held) = self.held.iter().find(|(holder, _)| holder.kind == *kind)?;
-        let session = held.iter().find_map(|id| self.sessions.get(id))?;
-        Some(session.streams.budget().clone())
-    }
 }
 
 impl Sessions {
@@ -305,7 +254,7 @@ impl Sessions {
     /// network of callers without a key. Each is ended after `idle` without use.
     pub fn new(most: usize, most_of_one: Option<usize>, idle: Duration) -> Self {
         let most_of_one = most_of_one.unwrap_or_else(|| most.div_ceil(SHARE));
-        Self { table: Mutex::default(), most, most_of_one, idle }
+        Self { table: Mutex::default(), opened: AtomicU64::default(), most, most_of_one, idle }
     }
 
     /// Opens a session. If there are too many, the longest-idle one ends: many clients end without
@@ -325,7 +274,7 @@ impl Sessions {
         let abilities = opening.abilities.map_text(copied);
         let mut table = self.table.lock();
         let own_full = table.held_by(&holder) >= self.most_of_one;
-        let replaced = if own_full || table.sessions.len() >= self.most {
+        let replaced = if own_full || table.len() >= self.most {
             let idlest = match own_full {
                 true => table.idlest_of(&holder),
                 false => table.idlest_for(&opening.owner),
@@ -346,6 +295,7 @@ impl Sessions {
         let budget = table.budget(&holder.kind).unwrap_or_default();
         let session = Arc::new(Session {
             id,
+            number: self.opened.fetch_add(1, Ordering::Relaxed),
             owner: opening.owner,
             holder,
             view: opening.view,
@@ -422,12 +372,8 @@ impl Sessions {
 
     fn close_if(&self, why: &'static str, over: impl Fn(&Session) -> bool) {
         let mut table = self.table.lock();
-        let over: Vec<_> = table
-            .sessions
-            .values()
-            .filter(|session| over(session))
-            .map(|session| session.id.clone())
-            .collect();
+        let over: Vec<_> =
+            table.all().filter(|session| over(session)).map(|session| session.id.clone()).collect();
         for id in over {
             if let Some(session) = table.remove(&id) {
                 session.end(why);
@@ -437,17 +383,17 @@ impl Sessions {
 
     /// The session with this id, without a check of its owner: for messages of servers.
     pub fn get(&self, id: &SessionId) -> Option<Arc<Session>> {
-        self.table.lock().sessions.get(id).cloned()
+        self.table.lock().get(id).cloned()
     }
 
     /// Every session.
     pub fn all(&self) -> Vec<Arc<Session>> {
-        self.table.lock().sessions.values().cloned().collect()
+        self.table.lock().all().cloned().collect()
     }
 
     /// Number of sessions.
     pub fn count(&self) -> usize {
-        self.table.lock().sessions.len()
+        self.table.lock().len()
     }
 }
 
@@ -560,5 +506,54 @@ mod tests {
         assert!(!keyed.ended().is_cancelled() && !four.ended().is_cancelled());
         sessions.open(opening(&principal("d"))).unwrap();
         assert_eq!(keyed.end_reason(), REPLACED);
+    }
+
+    #[test]
+    fn holder_with_most_idle_sessions_gives_way() {
+        let sessions = Sessions::new(6, Some(4), Duration::from_secs(60));
+        let [a, b, c] = ["a", "b", "c"].map(principal);
+        let of_b = sessions.open(opening(&b)).unwrap();
+        let of_a = [(); 4].map(|()| sessions.open(opening(&a)).unwrap());
+        let of_c = sessions.open(opening(&c)).unwrap();
+        // Used later than the others were opened.
+        sessions.find(&of_a[0].id, &a, &View::All).unwrap();
+        sessions.open(opening(&b)).unwrap();
+        assert_eq!(of_a[1].end_reason(), REPLACED);
+        sessions.table.lock().check();
+        // Where all of that holder are in use, the next one has to.
+        let readers: Vec<_> = of_a.iter().map(|session| session.listen()).collect();
+        sessions.open(opening(&c)).unwrap();
+        assert_eq!(of_b.end_reason(), REPLACED);
+        let reader = of_c.listen();
+        sessions.table.lock().check();
+        drop(readers);
+        sessions.open(opening(&b)).unwrap();
+        let ended = of_a.iter().filter(|session| session.ended().is_cancelled()).count();
+        assert_eq!((ended, of_c.end_reason(), sessions.count()), (2, "", 6));
+        drop(reader);
+        sessions.close_of(&a.kind, None, "test reason");
+        sessions.table.lock().check();
+        assert_eq!(sessions.count(), 4);
+    }
+
+    #[test]
+    fn idle_session_is_found_behind_many_in_use() {
+        let many = table::LOOKS + 10;
+        let sessions = Sessions::new(many + 1, Some(many), Duration::from_secs(60));
+        let [a, b, c] = ["a", "b", "c"].map(principal);
+        let of_b = sessions.open(opening(&b)).unwrap();
+        let of_a: Vec<_> = (0..many).map(|_| sessions.open(opening(&a)).unwrap()).collect();
+        let last = &of_a[many - 1];
+        let mut readers: Vec<_> = of_a[..many - 1].iter().map(|session| session.listen()).collect();
+        // It is the last one in the index of its holder.
+        let newest = sessions.open(opening(&a)).unwrap();
+        assert_eq!(last.end_reason(), REPLACED);
+        sessions.table.lock().check();
+        // All sessions of the holder with the most are in use.
+        readers.push(newest.listen());
+        sessions.open(opening(&c)).unwrap();
+        assert_eq!(of_b.end_reason(), REPLACED);
+        assert_eq!(sessions.open(opening(&a)).err().unwrap().code, Code::RateLimited);
+        sessions.table.lock().check();
     }
 }
