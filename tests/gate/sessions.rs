@@ -12,7 +12,7 @@ use tokio::{
 use crate::support::{
     agent::Agent,
     gate::Setup,
-    in_time,
+    in_time, until,
     wire::{self, ORDINARY, Reply},
 };
 
@@ -133,5 +133,33 @@ async fn many_sessions_in_use_leave_idle_ones_replaceable() {
     let ended = gate.records(&["event = session-ended"]).await;
     assert!(ended.iter().all(|record| record["principal"] == "b"), "{ended:#?}");
     drop(streams);
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn callers_without_a_key_leave_room_for_clients_with_one() {
+    let limits = "[limits]\nsessions = 4\nsessions-per-client = 1";
+    let written = Setup::notes().and(limits).write();
+    let a = written.add_client("a", &[]).await;
+    let gate = written.start().await;
+    // Each from an address of its own, and in use.
+    let mut streams = Vec::new();
+    for from in ["127.0.0.1", "127.0.0.2", "127.0.0.3"] {
+        streams.push(session_in_use(gate.addr, from, None).await);
+    }
+    let refused = initialize(gate.addr, "127.0.0.4", None).await;
+    assert_eq!(refused.refusal(), "rate-limited");
+    streams.push(session_in_use(gate.addr, "127.0.0.4", Some(&a)).await);
+    let refused = initialize(gate.addr, "127.0.0.5", None).await;
+    assert_eq!(refused.refusal(), "rate-limited");
+    // A caller without a key takes the place of another one only.
+    streams.remove(0);
+    until("a place to be free", async || {
+        let reply = initialize(gate.addr, "127.0.0.5", None).await;
+        reply.header("mcp-session-id").map(drop)
+    })
+    .await;
+    let ended = gate.records(&["event = session-ended"]).await;
+    assert!(ended.iter().all(|record| record["principal"] == "anonymous"), "{ended:#?}");
     gate.stop().await;
 }

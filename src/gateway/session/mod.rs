@@ -245,16 +245,22 @@ pub struct Sessions {
     /// Number of sessions that were ever opened.
     opened: AtomicU64,
     most: usize,
+    /// Limit of the sessions of all callers without a key.
+    most_without_key: usize,
     most_of_one: usize,
     idle: Duration,
 }
 
 impl Sessions {
     /// Empty, with at most `most` sessions, `most_of_one` of them of one principal or of one
-    /// network of callers without a key. Each is ended after `idle` without use.
+    /// network of callers without a key. A tenth is for clients with a key. Each is ended after
+    /// `idle` without use.
     pub fn new(most: usize, most_of_one: Option<usize>, idle: Duration) -> Self {
         let most_of_one = most_of_one.unwrap_or_else(|| most.div_ceil(SHARE));
-        Self { table: Mutex::default(), opened: AtomicU64::default(), most, most_of_one, idle }
+        // However many networks callers without a key have, clients with a key find a place.
+        let most_without_key = (most - most.div_ceil(SHARE)).max(1);
+        let (table, opened) = Default::default();
+        Self { table, opened, most, most_without_key, most_of_one, idle }
     }
 
     /// Opens a session. If there are too many, the longest-idle one ends: many clients end without
@@ -274,14 +280,20 @@ impl Sessions {
         let abilities = opening.abilities.map_text(copied);
         let mut table = self.table.lock();
         let own_full = table.held_by(&holder) >= self.most_of_one;
-        let replaced = if own_full || table.len() >= self.most {
+        let full = table.len() >= self.most;
+        let share_full = !opening.owner.verified && table.of(&holder.kind) >= self.most_without_key;
+        let replaced = if own_full || full || share_full {
             let idlest = match own_full {
                 true => table.idlest_of(&holder),
                 false => table.idlest_for(&opening.owner),
             };
-            let limit = match own_full {
-                true => format!("limits.sessions-per-client = {}", self.most_of_one),
-                false => format!("limits.sessions = {}", self.most),
+            let limit = match (own_full, full) {
+                (true, _) => format!("limits.sessions-per-client = {}", self.most_of_one),
+                (false, true) => format!("limits.sessions = {}", self.most),
+                (false, false) => format!(
+                    "callers without a key have at most {} of limits.sessions = {}",
+                    self.most_without_key, self.most
+                ),
             };
             let idlest = idlest.ok_or_else(|| {
                 Refusal::new(Code::RateLimited, "too many sessions are in use")
@@ -506,6 +518,30 @@ mod tests {
         assert!(!keyed.ended().is_cancelled() && !four.ended().is_cancelled());
         sessions.open(opening(&principal("d"))).unwrap();
         assert_eq!(keyed.end_reason(), REPLACED);
+    }
+
+    #[test]
+    fn callers_without_a_key_leave_room_for_clients_with_one() {
+        let sessions = Sessions::new(4, Some(1), Duration::from_secs(60));
+        let from = |network: u8| {
+            let network = Some(IpAddr::from([192, 0, 2, network]));
+            sessions.open(Opening { network, ..opening(&Principal::anonymous()) })
+        };
+        // Each from a network of its own, and in use.
+        let readers: Vec<_> = (0..3).map(|network| from(network).unwrap().listen()).collect();
+        let refusal = from(3).err().unwrap();
+        assert_eq!(refusal.code, Code::RateLimited);
+        let detail = "callers without a key have at most 3 of limits.sessions = 4";
+        assert_eq!(refusal.detail.as_deref(), Some(detail));
+        let keyed = sessions.open(opening(&principal("a"))).unwrap();
+        assert_eq!(sessions.count(), 4);
+        drop(readers);
+        from(4).unwrap();
+        assert!(!keyed.ended().is_cancelled());
+        assert_eq!(sessions.count(), 4);
+        // A single place is anybody's.
+        let one = Sessions::new(1, None, Duration::from_secs(60));
+        one.open(opening(&Principal::anonymous())).unwrap();
     }
 
     #[test]

@@ -69,6 +69,11 @@ impl Table {
         self.held.get(holder).map_or(0, Held::len)
     }
 
+    /// Number of sessions of a kind of principal.
+    pub fn of(&self, kind: &PrincipalKind) -> usize {
+        self.budgets.get(kind).map_or(0, |(_, count)| *count)
+    }
+
     /// The budget of a principal's streams, which all its sessions share.
     pub fn budget(&self, kind: &PrincipalKind) -> Option<Arc<Budget>> {
         self.budgets.get(kind).map(|(budget, _)| budget.clone())
