@@ -159,7 +159,8 @@ pub struct Limits {
     pub concurrent: usize,
     /// Maximum number of open legacy sessions, over all clients. A further session ends the
     /// longest-idle one, of callers without a key first, then of the client with the most. It is
-    /// refused only if all sessions are in use.
+    /// refused only if all sessions are in use. Callers without a key have at most nine tenths of
+    /// the sessions.
     #[schemars(range(min = 1))]
     pub sessions: usize,
     /// Maximum number of open legacy sessions of one client, or of one network of callers without a

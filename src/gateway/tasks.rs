@@ -138,7 +138,8 @@ impl Tasks {
     fn add(&self, key: Key, task: Task, many: bool) -> Result<(), Refusal> {
         if key.1.len() > ID_BYTES {
             let words = "the id of the server's task is too long";
-            return Err(Refusal::new(Code::ServerMisbehaved, words));
+            let detail = format!("it has {} bytes, and the limit is {ID_BYTES}", key.1.len());
+            return Err(Refusal::new(Code::ServerMisbehaved, words).detail(detail));
         }
         let mut registered = self.registered.lock();
         let taken = |(other, of): (&Key, &Task)| {

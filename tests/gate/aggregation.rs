@@ -554,3 +554,29 @@ async fn members_of_lists_and_instructions_are_kept_or_merged() {
     assert_eq!(legacy.greeting["instructions"], expected, "{:#}", legacy.greeting);
     gate.stop().await;
 }
+
+#[tokio::test]
+async fn merged_instructions_are_limited_in_total() {
+    let listed = json!({ "tools": [{ "name": "one", "inputSchema": {} }] });
+    let text = |name: &str| format!("{name} {}", "x".repeat(60_000));
+    let mut config = String::new();
+    let names = ["one", "two", "six", "ten", "end"];
+    for (name, text) in names.iter().map(|name| (*name, text(name))).chain([("near", "n".into())]) {
+        let discovered = json!({
+            "supportedVersions": [MODERN], "capabilities": { "tools": {} }, "instructions": text,
+        });
+        let url = saying(discovered, listed.clone()).await;
+        config.push_str(&format!("[servers.{name}]\nurl = \"{url}\"\n"));
+    }
+    let gate = Setup::new(&config).start().await;
+    let agent = gate.modern();
+    // A server that never ran has no instructions.
+    assert_eq!(agent.names("tools/list").await.len(), 6);
+    let merged = agent.ask("server/discover", json!({})).await.unwrap();
+    let merged = merged["instructions"].as_str().unwrap();
+    assert!(merged.len() <= 256 << 10, "{}", merged.len());
+    let quoted = |name: &str| merged.contains(&format!("Instructions of the server `{name}`:"));
+    assert_eq!(names.map(quoted), [true, true, true, true, false]);
+    assert!(merged.ends_with("Instructions of the server `near`:\n\n> n"));
+    gate.stop().await;
+}

@@ -1,9 +1,13 @@
 //! Server requests: their recipients, decisions and records.
 
+use std::{fs::OpenOptions, net::SocketAddr};
+
+use axum::{Json, Router, routing::post};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::support::{
-    agent::{Agent, code_of},
+    agent::{Agent, MODERN, code_of},
     client::Client,
     credential,
     gate::{Gate, Setup},
@@ -197,5 +201,59 @@ async fn requests_with_equal_ids_on_several_streams_are_answered() {
     for result in [one, other] {
         assert_eq!(result.unwrap()["content"][0]["text"], "asked");
     }
+    gate.stop().await;
+}
+
+/// Answers as a modern server whose tool creates a task with the id in its arguments.
+async fn create_task(Json(message): Json<Value>) -> Json<Value> {
+    let params = &message["params"];
+    let result = match message["method"].as_str().unwrap_or_default() {
+        "server/discover" => json!({
+            "resultType": "complete", "supportedVersions": [MODERN], "ttlMs": 0,
+            "capabilities": { "tools": {}, "extensions": { "io.modelcontextprotocol/tasks": {} } },
+            "cacheScope": "private",
+        }),
+        "tools/list" => json!({
+            "resultType": "complete", "ttlMs": 0, "cacheScope": "private",
+            "tools": [{ "name": "start", "inputSchema": { "type": "object" } }],
+        }),
+        "tools/call" => json!({
+            "resultType": "task", "taskId": params["arguments"]["id"], "status": "working",
+        }),
+        _ => json!({
+            "resultType": "complete", "taskId": params["taskId"], "status": "working",
+        }),
+    };
+    Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }))
+}
+
+#[tokio::test]
+async fn ids_and_file_of_tasks_are_limited() {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+    let app = Router::new().route("/mcp", post(create_task));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    let gate = Setup::new(&format!("[servers.remote]\nurl = \"{url}\"")).start().await;
+    let agent = askable(&gate, None);
+    let longest = "x".repeat(1_024);
+    let task = agent.call("remote__start", json!({ "id": longest })).await.unwrap();
+    assert_eq!((&task["resultType"], &task["taskId"]), (&json!("task"), &json!(longest)));
+    let longer = json!({ "id": format!("{longest}x") });
+    let error = agent.call("remote__start", longer).await.unwrap_err();
+    assert_eq!(code_of(&error), "server-misbehaved");
+
+    let get = json!({ "taskId": longest });
+    let gate = gate.stop().await.start().await;
+    askable(&gate, None).ask("tasks/get", get.clone()).await.unwrap();
+    let written = gate.stop().await;
+    let file = OpenOptions::new().write(true).open(written.path("state/tasks.json")).unwrap();
+    file.set_len((64 << 20) + 1).unwrap();
+    let mut gate = written.start().await;
+    gate.logged("the size of the file", |line| {
+        line.contains("owners of tasks could not be read") && line.contains("67108865")
+    })
+    .await;
+    let error = askable(&gate, None).ask("tasks/get", get).await.unwrap_err();
+    assert_eq!(code_of(&error), "request-state-invalid");
     gate.stop().await;
 }

@@ -12,10 +12,10 @@ mod log_level;
 mod pending_requests;
 mod replay;
 mod stream;
+mod table;
 
 use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
     sync::{
@@ -38,13 +38,13 @@ use portcullis_protocol::{
     refusal::{Code, Refusal},
 };
 
-use budget::Budget;
 pub use calls::{Calls, InFlight};
 pub use capabilities::ClientCapabilities;
 pub use log_level::LogLevel;
 pub use pending_requests::{ClientReply, PendingRequest, PendingRequests};
 pub use replay::Streams;
 pub use stream::{Event, Reader, Stream, TooSlow};
+use table::Table;
 
 /// Divisor of all sessions that gives the default limit of one holder.
 const SHARE: usize = 10;
@@ -57,6 +57,8 @@ const REPLACED: &str = "a newer session took its place, since it was idle longes
 /// One legacy session.
 pub struct Session {
     pub id: SessionId,
+    /// Number among all sessions that ever were.
+    number: u64,
     owner: Arc<Principal>,
     holder: Holder,
     view: View,
@@ -240,72 +242,25 @@ impl Holder {
 /// All sessions.
 pub struct Sessions {
     table: Mutex<Table>,
+    /// Number of sessions that were ever opened.
+    opened: AtomicU64,
     most: usize,
+    /// Limit of the sessions of all callers without a key.
+    most_without_key: usize,
     most_of_one: usize,
     idle: Duration,
 }
 
-#[derive(Default)]
-struct Table {
-    sessions: HashMap<SessionId, Arc<Session>>,
-    held: HashMap<Holder, HashSet<SessionId>>,
-}
-
-impl Table {
-    fn held_by(&self, holder: &Holder) -> usize {
-        self.held.get(holder).map_or(0, HashSet::len)
-    }
-
-    fn insert(&mut self, session: Arc<Session>) {
-        self.held.entry(session.holder.clone()).or_default().insert(session.id.clone());
-        self.sessions.insert(session.id.clone(), session);
-    }
-
-    fn remove(&mut self, id: &SessionId) -> Option<Arc<Session>> {
-        let session = self.sessions.remove(id)?;
-        if let Some(held) = self.held.get_mut(&session.holder) {
-            held.remove(id);
-            if held.is_empty() {
-                self.held.remove(&session.holder);
-            }
-        }
-        Some(session)
-    }
-
-    /// The longest-idle session of a holder.
-    fn idlest_of(&self, holder: &Holder) -> Option<SessionId> {
-        let held = self.held.get(holder)?.iter().filter_map(|id| self.sessions.get(id));
-        let idle = held.filter_map(|session| Some((session.idle_since()?, session)));
-        idle.min_by_key(|(since, _)| *since).map(|(_, session)| session.id.clone())
-    }
-
-    /// The session that ends for another of this principal when all places are taken: of callers
-    /// without a key first, then of the holder with the most sessions, the longest-idle one. A
-    /// caller without a key never displaces one with a key.
-    fn idlest_for(&self, owner: &Principal) -> Option<SessionId> {
-        let all = self.sessions.values();
-        let displaceable = all.filter(|session| owner.verified || !session.owner.verified);
-        let idle = displaceable.filter_map(|session| Some((session.idle_since()?, session)));
-        idle.max_by_key(|(since, session)| {
-            (!session.owner.verified, self.held_by(&session.holder), Reverse(*since))
-        })
-        .map(|(_, session)| session.id.clone())
-    }
-
-    /// The budget of a principal's streams, which all its sessions share.
-    fn budget(&self, kind: &PrincipalKind) -> Option<Arc<Budget>> {
-        let (_, held) = self.held.iter().find(|(holder, _)| holder.kind == *kind)?;
-        let session = held.iter().find_map(|id| self.sessions.get(id))?;
-        Some(session.streams.budget().clone())
-    }
-}
-
 impl Sessions {
     /// Empty, with at most `most` sessions, `most_of_one` of them of one principal or of one
-    /// network of callers without a key. Each is ended after `idle` without use.
+    /// network of callers without a key. A tenth is for clients with a key. Each is ended after
+    /// `idle` without use.
     pub fn new(most: usize, most_of_one: Option<usize>, idle: Duration) -> Self {
         let most_of_one = most_of_one.unwrap_or_else(|| most.div_ceil(SHARE));
-        Self { table: Mutex::default(), most, most_of_one, idle }
+        // However many networks callers without a key have, clients with a key find a place.
+        let most_without_key = (most - most.div_ceil(SHARE)).max(1);
+        let (table, opened) = Default::default();
+        Self { table, opened, most, most_without_key, most_of_one, idle }
     }
 
     /// Opens a session. If there are too many, the longest-idle one ends: many clients end without
@@ -325,14 +280,20 @@ impl Sessions {
         let abilities = opening.abilities.map_text(copied);
         let mut table = self.table.lock();
         let own_full = table.held_by(&holder) >= self.most_of_one;
-        let replaced = if own_full || table.sessions.len() >= self.most {
+        let full = table.len() >= self.most;
+        let share_full = !opening.owner.verified && table.of(&holder.kind) >= self.most_without_key;
+        let replaced = if own_full || full || share_full {
             let idlest = match own_full {
                 true => table.idlest_of(&holder),
                 false => table.idlest_for(&opening.owner),
             };
-            let limit = match own_full {
-                true => format!("limits.sessions-per-client = {}", self.most_of_one),
-                false => format!("limits.sessions = {}", self.most),
+            let limit = match (own_full, full) {
+                (true, _) => format!("limits.sessions-per-client = {}", self.most_of_one),
+                (false, true) => format!("limits.sessions = {}", self.most),
+                (false, false) => format!(
+                    "callers without a key have at most {} of limits.sessions = {}",
+                    self.most_without_key, self.most
+                ),
             };
             let idlest = idlest.ok_or_else(|| {
                 Refusal::new(Code::RateLimited, "too many sessions are in use")
@@ -346,6 +307,7 @@ impl Sessions {
         let budget = table.budget(&holder.kind).unwrap_or_default();
         let session = Arc::new(Session {
             id,
+            number: self.opened.fetch_add(1, Ordering::Relaxed),
             owner: opening.owner,
             holder,
             view: opening.view,
@@ -422,12 +384,8 @@ impl Sessions {
 
     fn close_if(&self, why: &'static str, over: impl Fn(&Session) -> bool) {
         let mut table = self.table.lock();
-        let over: Vec<_> = table
-            .sessions
-            .values()
-            .filter(|session| over(session))
-            .map(|session| session.id.clone())
-            .collect();
+        let over: Vec<_> =
+            table.all().filter(|session| over(session)).map(|session| session.id.clone()).collect();
         for id in over {
             if let Some(session) = table.remove(&id) {
                 session.end(why);
@@ -437,17 +395,17 @@ impl Sessions {
 
     /// The session with this id, without a check of its owner: for messages of servers.
     pub fn get(&self, id: &SessionId) -> Option<Arc<Session>> {
-        self.table.lock().sessions.get(id).cloned()
+        self.table.lock().get(id).cloned()
     }
 
     /// Every session.
     pub fn all(&self) -> Vec<Arc<Session>> {
-        self.table.lock().sessions.values().cloned().collect()
+        self.table.lock().all().cloned().collect()
     }
 
     /// Number of sessions.
     pub fn count(&self) -> usize {
-        self.table.lock().sessions.len()
+        self.table.lock().len()
     }
 }
 
@@ -560,5 +518,78 @@ mod tests {
         assert!(!keyed.ended().is_cancelled() && !four.ended().is_cancelled());
         sessions.open(opening(&principal("d"))).unwrap();
         assert_eq!(keyed.end_reason(), REPLACED);
+    }
+
+    #[test]
+    fn callers_without_a_key_leave_room_for_clients_with_one() {
+        let sessions = Sessions::new(4, Some(1), Duration::from_secs(60));
+        let from = |network: u8| {
+            let network = Some(IpAddr::from([192, 0, 2, network]));
+            sessions.open(Opening { network, ..opening(&Principal::anonymous()) })
+        };
+        // Each from a network of its own, and in use.
+        let readers: Vec<_> = (0..3).map(|network| from(network).unwrap().listen()).collect();
+        let refusal = from(3).err().unwrap();
+        assert_eq!(refusal.code, Code::RateLimited);
+        let detail = "callers without a key have at most 3 of limits.sessions = 4";
+        assert_eq!(refusal.detail.as_deref(), Some(detail));
+        let keyed = sessions.open(opening(&principal("a"))).unwrap();
+        assert_eq!(sessions.count(), 4);
+        drop(readers);
+        from(4).unwrap();
+        assert!(!keyed.ended().is_cancelled());
+        assert_eq!(sessions.count(), 4);
+        // A single place is anybody's.
+        let one = Sessions::new(1, None, Duration::from_secs(60));
+        one.open(opening(&Principal::anonymous())).unwrap();
+    }
+
+    #[test]
+    fn holder_with_most_idle_sessions_gives_way() {
+        let sessions = Sessions::new(6, Some(4), Duration::from_secs(60));
+        let [a, b, c] = ["a", "b", "c"].map(principal);
+        let of_b = sessions.open(opening(&b)).unwrap();
+        let of_a = [(); 4].map(|()| sessions.open(opening(&a)).unwrap());
+        let of_c = sessions.open(opening(&c)).unwrap();
+        // Used later than the others were opened.
+        sessions.find(&of_a[0].id, &a, &View::All).unwrap();
+        sessions.open(opening(&b)).unwrap();
+        assert_eq!(of_a[1].end_reason(), REPLACED);
+        sessions.table.lock().check();
+        // Where all of that holder are in use, the next one has to.
+        let readers: Vec<_> = of_a.iter().map(|session| session.listen()).collect();
+        sessions.open(opening(&c)).unwrap();
+        assert_eq!(of_b.end_reason(), REPLACED);
+        let reader = of_c.listen();
+        sessions.table.lock().check();
+        drop(readers);
+        sessions.open(opening(&b)).unwrap();
+        let ended = of_a.iter().filter(|session| session.ended().is_cancelled()).count();
+        assert_eq!((ended, of_c.end_reason(), sessions.count()), (2, "", 6));
+        drop(reader);
+        sessions.close_of(&a.kind, None, "test reason");
+        sessions.table.lock().check();
+        assert_eq!(sessions.count(), 4);
+    }
+
+    #[test]
+    fn idle_session_is_found_behind_many_in_use() {
+        let many = table::LOOKS + 10;
+        let sessions = Sessions::new(many + 1, Some(many), Duration::from_secs(60));
+        let [a, b, c] = ["a", "b", "c"].map(principal);
+        let of_b = sessions.open(opening(&b)).unwrap();
+        let of_a: Vec<_> = (0..many).map(|_| sessions.open(opening(&a)).unwrap()).collect();
+        let last = &of_a[many - 1];
+        let mut readers: Vec<_> = of_a[..many - 1].iter().map(|session| session.listen()).collect();
+        // It is the last one in the index of its holder.
+        let newest = sessions.open(opening(&a)).unwrap();
+        assert_eq!(last.end_reason(), REPLACED);
+        sessions.table.lock().check();
+        // All sessions of the holder with the most are in use.
+        readers.push(newest.listen());
+        sessions.open(opening(&c)).unwrap();
+        assert_eq!(of_b.end_reason(), REPLACED);
+        assert_eq!(sessions.open(opening(&a)).err().unwrap().code, Code::RateLimited);
+        sessions.table.lock().check();
     }
 }
