@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::Read as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -324,4 +325,191 @@ fn terminal_without_a_width_gets_whole_lines() {
     assert!(child.wait().unwrap().success());
     let shown = String::from_utf8(shown).unwrap();
     assert!(shown.lines().any(|line| line.starts_with("SERVER  STATE")), "{shown}");
+}
+
+/// The MCP clients that `client connect` supports.
+const MCP_CLIENTS: [&str; 12] = [
+    "claude-code",
+    "claude-desktop",
+    "vscode",
+    "cursor",
+    "gemini",
+    "continue",
+    "codex",
+    "goose",
+    "zed",
+    "windsurf",
+    "lmstudio",
+    "opencode",
+];
+
+/// Runs a command of a user whose home is the folder `home` beside the config.
+fn run_at_home(dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let mut command = command(dir, args);
+    command.env("HOME", dir.join("home")).env_remove("XDG_CONFIG_HOME").stdin(Stdio::null());
+    let Output { status, stdout, stderr } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+fn folder_with_home() -> TempDir {
+    let dir = folder("");
+    fs::create_dir(dir.path().join("home")).unwrap();
+    fs::create_dir(dir.path().join("project")).unwrap();
+    dir
+}
+
+/// Whether a folder has neither files nor folders.
+fn is_empty(dir: &Path) -> bool {
+    fs::read_dir(dir).unwrap().next().is_none()
+}
+
+fn names_of_clients(dir: &Path) -> Vec<String> {
+    let (code, out, err) = run_at_home(dir, &["client", "ls", "--format", "json"]);
+    assert_eq!(code, 0, "{err}");
+    let list: Value = serde_json::from_str(&out).unwrap();
+    let names = list.as_array().unwrap().iter().map(|one| one["client"].as_str().unwrap());
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn each_mcp_client_is_connected_and_disconnected_without_a_trace() {
+    let dir = folder_with_home();
+    let (home, connections) = (dir.path().join("home"), dir.path().join(".portcullis/connections"));
+    for client in MCP_CLIENTS {
+        let connect = ["client", "connect", client, "--yes", "--format", "json"];
+        let (code, out, err) = run_at_home(dir.path(), &connect);
+        assert_eq!(code, 0, "{client}: {err}");
+        let connected: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(connected["written"], true, "{client}");
+        let file = Path::new(connected["file"].as_str().unwrap());
+        assert!(file.starts_with(&home), "{}", file.display());
+        let text = fs::read_to_string(file).unwrap();
+        let key_file = connections.join(format!("{client}.key"));
+        let key = fs::read_to_string(&key_file).unwrap();
+        assert!(key.starts_with("pck_"), "not a key");
+        for shown in [&text, &out, &err] {
+            assert!(!shown.contains(key.trim()), "{client}: a key is shown");
+        }
+        for part in ["portcullis", "http://127.0.0.1:8811/mcp", key_file.to_str().unwrap()] {
+            assert!(text.contains(part), "{client}: {part} is not in {text}");
+        }
+        assert_eq!(fs::metadata(&key_file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(names_of_clients(dir.path()), [client]);
+        // Again: nothing to do.
+        let (code, _, err) = run_at_home(dir.path(), &["client", "connect", client, "--yes"]);
+        assert_eq!((code, err.contains("connected already")), (0, true), "{client}: {err}");
+        assert_eq!(fs::read_to_string(file).unwrap(), text);
+
+        let (code, _, err) = run_at_home(dir.path(), &["client", "disconnect", client, "--yes"]);
+        assert_eq!(code, 0, "{client}: {err}");
+        assert!(is_empty(&home), "{client}");
+        assert!(!connections.exists(), "{client}");
+        assert!(names_of_clients(dir.path()).is_empty(), "{client}");
+        let (code, _, err) = run_at_home(dir.path(), &["client", "disconnect", client, "--yes"]);
+        assert_eq!((code, err.contains("is not connected")), (1, true), "{client}: {err}");
+    }
+}
+
+#[test]
+fn config_file_of_an_mcp_client_keeps_its_bytes() {
+    let dir = folder_with_home();
+    let project = dir.path().join("project");
+    for (client, name, text) in [
+        ("claude-code", ".mcp.json", "{\r\n\t// mine\r\n\t\"mcpServers\": {\"a\": {},},\r\n}"),
+        ("vscode", ".vscode/mcp.json", "{\"servers\":{}}"),
+        ("opencode", "opencode.jsonc", "/* mine */ {\n  \"mcp\": {\n    // none\n  }\n}\n"),
+        ("codex", ".codex/config.toml", "# mine\n[mcp_servers.a] # a\ncommand = 'a'"),
+    ] {
+        let file = project.join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let verb = |verb: &str, option: &str| {
+            run_at_home(dir.path(), &["client", verb, client, "--project", "project", option])
+        };
+        let (code, out, err) = verb("connect", "--dry-run");
+        assert_eq!(code, 0, "{client}: {err}");
+        assert!(out.contains("+ ") && out.contains("--key-file"), "{client}: {out}");
+        let (code, _, err) = verb("connect", "--format=text");
+        assert_eq!((code, err.contains("`--yes`")), (1, true), "{client}: {err}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), text);
+        assert!(names_of_clients(dir.path()).is_empty(), "{client}");
+
+        let (code, _, err) = verb("connect", "--yes");
+        assert_eq!(code, 0, "{client}: {err}");
+        assert!(fs::read_to_string(&file).unwrap().contains("--key-file"), "{client}");
+        assert_eq!(names_of_clients(dir.path()), [format!("{client}-project")]);
+        let (code, _, err) = verb("disconnect", "--yes");
+        assert_eq!(code, 0, "{client}: {err}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), text, "{client}");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+        assert!(names_of_clients(dir.path()).is_empty(), "{client}");
+    }
+    // The user's file is not read for a project.
+    assert!(is_empty(&dir.path().join("home")));
+}
+
+#[test]
+fn unusable_config_file_of_an_mcp_client_is_refused() {
+    let dir = folder_with_home();
+    let file = dir.path().join("mcp.json");
+    let text = |text: &str| fs::write(&file, text).unwrap();
+    let refused = |args: &[&str], part: &str| {
+        let before = fs::read(&file).ok();
+        let args: Vec<&str> = ["client"].iter().chain(args).copied().collect();
+        let (code, _, err) = run_at_home(dir.path(), &args);
+        assert_eq!(code, 1, "{args:?}: {err}");
+        assert!(err.contains(part), "{part}: {err}");
+        assert_eq!(err.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{err}");
+        assert_eq!(fs::read(&file).ok(), before, "{args:?}");
+        assert!(names_of_clients(dir.path()).is_empty(), "{args:?}");
+        assert!(!dir.path().join(".portcullis/connections").exists(), "{args:?}");
+    };
+    let connect = ["connect", "cursor", "--file", "mcp.json", "--yes"];
+    text("{ \"a\": ");
+    refused(&connect, "this is not JSON");
+    text("[]");
+    refused(&connect, "mcp.json:1:1: the file is a list");
+    text("{\n  \"mcpServers\": {\n    \"portcullis\": {}\n  }\n}\n");
+    refused(&connect, "mcp.json:3:5: there is an entry `portcullis`");
+    refused(&["disconnect", "cursor", "--file", "mcp.json", "--yes"], "is not connected");
+    text("{}");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
+    refused(&connect, "is not writable");
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, [0xff, 0xfe]).unwrap();
+    refused(&connect, "not text in UTF-8");
+    fs::remove_file(&file).unwrap();
+    symlink(dir.path().join("missing.json"), &file).unwrap();
+    refused(&connect, "is a link to a file that does not exist");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    refused(&connect, "is not a file");
+    refused(
+        &["connect", "lmstudio", "--project", "project", "--yes"],
+        "no config file of a project",
+    );
+    refused(&["connect", "cursor", "--project", "nowhere", "--yes"], "not a folder");
+    let (code, _, err) = run_at_home(dir.path(), &["client", "connect", "netscape"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("claude-code") && err.contains("opencode"), "{err}");
+}
+
+#[test]
+fn entry_of_an_mcp_client_in_a_changed_file_is_removed() {
+    let dir = folder_with_home();
+    let file = dir.path().join("home/.cursor/mcp.json");
+    let (code, _, err) = run_at_home(dir.path(), &["client", "connect", "cursor", "--yes"]);
+    assert_eq!(code, 0, "{err}");
+    // The client writes its file again, with a server more.
+    let mut content: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    content["mcpServers"]["other"] = serde_json::json!({ "command": "other" });
+    fs::write(&file, content.to_string()).unwrap();
+    let (code, _, err) = run_at_home(dir.path(), &["client", "disconnect", "cursor", "--yes"]);
+    assert_eq!(code, 0, "{err}");
+    let expected = "{\"mcpServers\":{\"other\":{\"command\":\"other\"}}}";
+    assert_eq!(fs::read_to_string(&file).unwrap(), expected);
+    assert!(names_of_clients(dir.path()).is_empty());
 }

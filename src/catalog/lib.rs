@@ -11,6 +11,7 @@
 //!   number. Everything else becomes a [`Note`].
 //! - An invalid server does not affect the others of its file; each problem has its position.
 
+pub mod client_files;
 mod clients;
 mod docker;
 mod draft;

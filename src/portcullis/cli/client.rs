@@ -1,5 +1,7 @@
 //! `portcullis client`: clients and their keys.
 
+mod connection;
+
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
@@ -34,6 +36,10 @@ enum Verb {
         #[arg(long = "group", value_name = "GROUP")]
         groups: Vec<Group>,
     },
+    /// Add an entry for Portcullis, with a key of its own, to the config file of an MCP client
+    Connect(connection::Connect),
+    /// Remove the entry from the config file of an MCP client, and revoke its key
+    Disconnect(connection::Disconnect),
     /// List the clients
     Ls,
     /// Remove a client; revokes its key immediately
@@ -50,6 +56,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             let found = Located::with(ctx.load()?).await;
             add(ctx, &found, &store(ctx, &found)?, &name, groups).await
         }
+        Verb::Connect(options) => connection::connect(options, ctx).await,
+        Verb::Disconnect(options) => connection::disconnect(options, ctx).await,
         Verb::Ls => ls(ctx, &ctx.load()?),
         Verb::Rm { name } => {
             // Revoking a key must not require a valid config.

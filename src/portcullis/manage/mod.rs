@@ -5,6 +5,7 @@
 
 pub mod bridge;
 pub mod can_i;
+pub mod client_files;
 pub mod doctor;
 pub mod images;
 pub mod locked_images;

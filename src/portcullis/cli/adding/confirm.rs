@@ -114,7 +114,7 @@ pub(super) fn ask(ctx: &Context, planned: &mut [PlannedServer]) -> anyhow::Resul
 }
 
 /// Asks a question at the terminal. Every answer except `y` and `yes` is no.
-fn yes(ctx: &Context, question: &str) -> anyhow::Result<bool> {
+pub(in crate::cli) fn yes(ctx: &Context, question: &str) -> anyhow::Result<bool> {
     ctx.ask(question);
     io::stderr().flush()?;
     let mut answer = String::new();

@@ -17,7 +17,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-pub(super) use self::{image::locate, import::keep_disabled, options::AddOptions};
+pub(super) use self::{confirm::yes, image::locate, import::keep_disabled, options::AddOptions};
 use self::{
     import::Import,
     planned_server::{PlannedServer, Policies},
