@@ -715,5 +715,5 @@ fn independent_verifier_agrees() {
     let other = tempfile::tempdir().unwrap();
     drop(open(other.path(), &other.path().join("audit")));
     let other = fs::read_to_string(other.path().join("audit-verifier")).unwrap();
-    refused(&lines, other.trim(), "none of this log");
+    refused(&lines, other.trim(), "not of this log");
 }
