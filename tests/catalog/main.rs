@@ -691,7 +691,7 @@ fn profile_has_its_own_settings() {
         (["--env", "boxed/OTHER=1"], 1, "no variable `OTHER`"),
         (["--env", &format!("boxed/LEVEL={}", secret())], 1, "looks like a secret"),
         (["--env", "LEVEL=1"], 2, "SERVER/NAME=VALUE"),
-        (["--env", "notes/LEVEL=1"], 2, "none of the profile's servers"),
+        (["--env", "notes/LEVEL=1"], 2, "not one of the profile's servers"),
         (["--secret", &format!("boxed/KEY={}", secret())], 1, "not a reference"),
         (["--secret", "boxed/NONE=env:X"], 1, "no secret and no header `NONE`"),
         (["--tool", "find"], 2, "SERVER/TOOL"),
