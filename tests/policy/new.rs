@@ -7,8 +7,11 @@ const GROUP: &[&str] = &["--group", "ops"];
 const CLIENT: &[&str] = &["--client", "ci-bot"];
 const LOCAL: &[&str] = &["--local-user", "ann"];
 
+/// A template, its options, and the name of its files for connections.
+type Template = (&'static str, &'static [&'static [&'static str]], Option<&'static str>);
+
 /// Each template with its options and the name of its files for connections, if it has some.
-const TEMPLATES: &[(&str, &[&[&str]], Option<&str>)] = &[
+const TEMPLATES: &[Template] = &[
     ("read-only", &[GROUP], Some("connect-group-ops")),
     ("named-tools", &[CLIENT, TOOLS], Some("connect-client-ci-bot")),
     ("one-folder", &[LOCAL, TOOLS, &["--folder", "/srv/work"]], Some("connect-local-ann")),
