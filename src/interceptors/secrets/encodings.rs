@@ -240,10 +240,10 @@ pub(super) fn views(
     Ok(())
 }
 
-/// Base64 and hex of a secret that is too short for a run: at each of the three places that its
+/// Base64 and hex of a secret that is too short for a run, or does not look like text in one: at each of the three places that its
 /// first byte can have in a group, without the digits that it shares with its neighbours.
 pub(super) fn encoded(secret: &str) -> Vec<String> {
-    if secret.len() > MIN_BASE64_BYTES {
+    if secret.len() > MIN_BASE64_BYTES && secret.is_ascii() {
         return Vec::new();
     }
     let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
@@ -509,8 +509,8 @@ pub(super) fn long_archives<'a>(
         for piece in pieces(text, &run).into_iter().filter(|piece| piece.len() > OVERLAP_BYTES) {
             let raw = text.get(piece.clone()).unwrap_or_default();
             for width in [4, 6] {
-                let mut digits = BufReader::new(Digits { text: raw, width, bits: 0, held: 0 });
-                if digits.fill_buf().is_ok_and(is_archive) {
+                let digits = Digits { text: raw, width, bits: 0, held: 0 };
+                if BufReader::new(digits.clone()).fill_buf().is_ok_and(is_archive) {
                     runs.inflate(&piece, digits)?;
                 }
             }
@@ -520,6 +520,7 @@ pub(super) fn long_archives<'a>(
 }
 
 /// Reader of the bytes that digits of `width` bits encode, in lines or not.
+#[derive(Clone)]
 struct Digits<'a> {
     text: &'a [u8],
     width: u32,
@@ -598,11 +599,31 @@ impl Runs<'_, '_> {
         if view.parts.is_empty() { Ok(()) } else { (self.each)(&view, self.budget) }
     }
 
-    /// Adds the content of an archive, also of one within it. What a broken archive has before its
-    /// fault counts.
-    fn inflate(&mut self, raw: &Range<usize>, packed: impl BufRead) -> Result<(), Spent> {
+    /// Adds the content of an archive, then that of the archive that it begins with, and so on. The
+    /// content of the outer one counts too: its text can begin like an archive, or follow one.
+    fn inflate(&mut self, raw: &Range<usize>, packed: impl Read + Clone) -> Result<(), Spent> {
+        for archives in 1..=MAX_ARCHIVES {
+            if !self.unpack(raw, BufReader::new(packed.clone()), archives)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the content of the last of this many archives within each other. What a broken archive
+    /// has before its fault counts. Returns false if there are fewer archives.
+    fn unpack(
+        &mut self,
+        raw: &Range<usize>,
+        packed: impl BufRead,
+        archives: usize,
+    ) -> Result<bool, Spent> {
         let left = Cell::new(self.budget.decoded.inflated);
-        let mut content = open(Box::new(packed), &left, MAX_ARCHIVES);
+        let (mut content, missing) = open(Box::new(packed), &left, archives);
+        if missing > 0 {
+            self.budget.decoded.inflated = left.get();
+            return if left.get() == 0 { Err(Spent) } else { Ok(false) };
+        }
         let mut part = Vec::new();
         loop {
             let old = part.len();
@@ -618,7 +639,7 @@ impl Runs<'_, '_> {
                 self.texts(raw, &part)?;
             }
             if new < wanted {
-                return Ok(());
+                return Ok(true);
             }
             part.drain(..part.len() - OVERLAP_BYTES);
             self.flush()?;
@@ -642,18 +663,19 @@ impl<R: Read> Read for Metered<'_, R> {
     }
 }
 
-/// Content of an archive, and of archives within it. Takes the cost of each from a counter.
+/// Content of the last of this many archives within each other, and the number of missing ones.
+/// Takes the cost of each from a counter.
 fn open<'a>(
     mut packed: Box<dyn BufRead + 'a>,
     left: &'a Cell<usize>,
     archives: usize,
-) -> Box<dyn BufRead + 'a> {
+) -> (Box<dyn BufRead + 'a>, usize) {
     let mut head = Vec::new();
     // A fault shows again when the rest is read.
     let _ = packed.by_ref().take(3).read_to_end(&mut head);
     let is_gzip = head.first() == Some(&0x1f);
     if archives == 0 || !is_archive(&head) {
-        return Box::new(Cursor::new(head).chain(packed));
+        return (Box::new(Cursor::new(head).chain(packed)), archives);
     }
     left.set(left.get().saturating_sub(UNPACK_BYTES));
     let packed = Cursor::new(head).chain(packed);

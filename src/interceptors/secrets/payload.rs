@@ -13,6 +13,7 @@ use super::{
 
 /// Limit of the reported secrets of one payload; further ones are counted.
 const MAX_REPORTED: usize = 50;
+
 /// Result of scanning a payload.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Report {

@@ -316,6 +316,23 @@ async fn bad_encodings_are_clean() {
     assert_eq!(replacement(&verdict), r#"["[redacted:github-token]"]"#);
 }
 
+#[tokio::test]
+async fn content_of_outer_archives_is_scanned() {
+    let secrets = secrets(&Config::default());
+    let text = token();
+    for content in [
+        // The first two bytes are a valid header of zlib.
+        format!("x^ {text}").into_bytes(),
+        [gzip(b"a"), format!(" {text}").into_bytes()].concat(),
+        [zlib(b"a"), format!(" {text}").into_bytes()].concat(),
+        gzip(format!("x^ {text}").as_bytes()),
+    ] {
+        let verdict =
+            response(&secrets, &json!([STANDARD.encode(gzip(&content))]).to_string()).await;
+        assert_eq!(replacement(&verdict), r#"["[redacted:github-token]"]"#);
+    }
+}
+
 /// Secrets of several thousand bytes.
 fn long_secrets() -> [(&'static str, String); 2] {
     let key =
