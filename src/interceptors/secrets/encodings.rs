@@ -240,8 +240,9 @@ pub(super) fn views(
     Ok(())
 }
 
-/// Base64 and hex of a secret that is too short for a run, or does not look like text in one: at each of the three places that its
-/// first byte can have in a group, without the digits that it shares with its neighbours.
+/// Base64 and hex of a secret that is too short for a run, or does not look like text in one: at
+/// each of the three places that its first byte can have in a group, without the digits that it
+/// shares with its neighbours.
 pub(super) fn encoded(secret: &str) -> Vec<String> {
     if secret.len() > MIN_BASE64_BYTES && secret.is_ascii() {
         return Vec::new();
@@ -326,6 +327,8 @@ const BASE32: u8 = 4;
 const UPPER: u8 = 8;
 const LOWER: u8 = 16;
 const LOWER_BASE32: u8 = 32;
+/// Of a list of bytes as numbers.
+const LIST: u8 = 64;
 
 /// Classes of all bytes.
 static CLASSES: [u8; 256] = {
@@ -351,6 +354,12 @@ static CLASSES: [u8; 256] = {
         if b.is_ascii_lowercase() || matches!(b, b'2'..=b'7') {
             classes[byte] |= LOWER_BASE32;
         }
+        if b.is_ascii_hexdigit()
+            || matches!(b, b'x' | b'X' | b',' | b':' | b';' | b'.' | b'-')
+            || b.is_ascii_whitespace()
+        {
+            classes[byte] |= LIST;
+        }
         byte += 1;
     }
     classes
@@ -372,40 +381,46 @@ fn run_end(text: &[u8], at: usize) -> usize {
     at + rest.iter().position(|b| class(*b) & BASE64 == 0).unwrap_or(rest.len())
 }
 
-/// Finds the next run from a position. Looks at every twentieth byte first: text of short words
-/// costs little.
-fn next_run(text: &[u8], mut from: usize) -> Option<Range<usize>> {
-    while let Some(&probe) = text.get(from + MIN_BASE64_BYTES - 1) {
-        let last = from + MIN_BASE64_BYTES - 1;
-        if class(probe) & BASE64 == 0 {
+/// Finds the next range from a position of at least `least` bytes of these classes. Looks at every
+/// byte at that distance first: text of short words costs little.
+fn next_of(text: &[u8], mut from: usize, classes: u8, least: usize) -> Option<Range<usize>> {
+    let is_other = |b: &u8| class(*b) & classes == 0;
+    while let Some(probe) = text.get(from + least - 1) {
+        let last = from + least - 1;
+        if is_other(probe) {
             from = last + 1;
-            continue;
-        }
-        let before = text.get(from..last).unwrap_or_default();
-        if let Some(stop) = before.iter().rposition(|b| class(*b) & BASE64 == 0) {
-            from += stop + 1;
-            continue;
-        }
-        let mut run = from..run_end(text, last);
-        let first = run.len();
-        // Lines of one length belong together, and a shorter one after them.
-        while first >= MIN_WRAPPED_BYTES
-            && let Some(next) = next_line(text, run.end)
+        } else if let Some(stop) =
+            text.get(from..last).unwrap_or_default().iter().rposition(is_other)
         {
-            let end = run_end(text, next);
-            if end == next || end - next > first {
-                break;
-            }
-            run.end = end;
-            if end - next < first {
-                break;
-            }
+            from += stop + 1;
+        } else {
+            let rest = text.get(last..).unwrap_or_default();
+            return Some(from..last + rest.iter().position(is_other).unwrap_or(rest.len()));
         }
-        let padding = text.get(run.end..).unwrap_or_default().iter().take(6);
-        run.end += padding.take_while(|b| **b == b'=').count();
-        return Some(run);
     }
     None
+}
+
+/// Finds the next run from a position.
+fn next_run(text: &[u8], from: usize) -> Option<Range<usize>> {
+    let mut run = next_of(text, from, BASE64, MIN_BASE64_BYTES)?;
+    let first = run.len();
+    // Lines of one length belong together, and a shorter one after them.
+    while first >= MIN_WRAPPED_BYTES
+        && let Some(next) = next_line(text, run.end)
+    {
+        let end = run_end(text, next);
+        if end == next || end - next > first {
+            break;
+        }
+        run.end = end;
+        if end - next < first {
+            break;
+        }
+    }
+    let padding = text.get(run.end..).unwrap_or_default().iter().take(6);
+    run.end += padding.take_while(|b| **b == b'=').count();
+    Some(run)
 }
 
 /// Ranges of a run that may be encoded each: all of it, and the parts between lines of different
@@ -507,23 +522,36 @@ pub(super) fn long_archives<'a>(
             continue;
         }
         for piece in pieces(text, &run).into_iter().filter(|piece| piece.len() > OVERLAP_BYTES) {
-            let raw = text.get(piece.clone()).unwrap_or_default();
-            for width in [4, 6] {
-                let digits = Digits { text: raw, width, bits: 0, held: 0 };
-                if BufReader::new(digits.clone()).fill_buf().is_ok_and(is_archive) {
-                    runs.inflate(&piece, digits)?;
-                }
+            for alphabet in &ALPHABETS {
+                runs.long_archives_in(&piece, alphabet)?;
             }
         }
     }
     runs.flush()
 }
 
-/// Reader of the bytes that digits of `width` bits encode, in lines or not.
+/// An encoding of bytes as digits.
+struct Alphabet {
+    class: u8,
+    /// Bits of a digit.
+    width: u32,
+    /// Digits of a group, which begins with the first bit of a byte.
+    group: usize,
+    digit: fn(u8) -> Option<u8>,
+}
+
+const ALPHABETS: [Alphabet; 4] = [
+    Alphabet { class: HEX, width: 4, group: 2, digit: hex_digit },
+    Alphabet { class: BASE32, width: 5, group: 8, digit: base32_digit },
+    Alphabet { class: LOWER_BASE32, width: 5, group: 8, digit: base32_digit },
+    Alphabet { class: BASE64, width: 6, group: 4, digit: base64_digit },
+];
+
+/// Reader of the bytes that digits encode, in lines or not.
 #[derive(Clone)]
 struct Digits<'a> {
     text: &'a [u8],
-    width: u32,
+    alphabet: &'a Alphabet,
     bits: u32,
     held: u32,
 }
@@ -536,13 +564,12 @@ impl Read for Digits<'_> {
             if first.is_ascii_whitespace() {
                 continue;
             }
-            let value = if self.width == 4 { hex_digit(*first) } else { base64_digit(*first) };
-            let Some(value) = value else {
+            let Some(value) = (self.alphabet.digit)(*first) else {
                 self.text = &[];
                 break;
             };
-            self.bits = self.bits << self.width | u32::from(value);
-            self.held += self.width;
+            self.bits = self.bits << self.alphabet.width | u32::from(value);
+            self.held += self.alphabet.width;
             if self.held >= 8 {
                 self.held -= 8;
                 *place = (self.bits >> self.held) as u8;
@@ -561,6 +588,24 @@ impl Runs<'_, '_> {
         }
         // Text can follow an archive.
         self.texts(raw, bytes)
+    }
+
+    /// Adds the content of long archives in an encoding. Other text in front of one shifts its
+    /// groups of digits.
+    fn long_archives_in(&mut self, piece: &Range<usize>, alphabet: &Alphabet) -> Result<(), Spent> {
+        let raw = self.builder.raw.get(piece.clone()).unwrap_or_default();
+        let of_digits = |b: &u8| class(*b) & alphabet.class != 0 || b.is_ascii_whitespace();
+        for text in raw.split(|b| !of_digits(b)).filter(|text| text.len() > OVERLAP_BYTES) {
+            for shift in 0..alphabet.group {
+                let text = text.get(shift..).unwrap_or_default();
+                let digits = Digits { text, alphabet, bits: 0, held: 0 };
+                let mut head = [0; 3];
+                if digits.clone().read_exact(&mut head).is_ok() && is_archive(&head) {
+                    self.inflate(piece, digits)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Adds the texts among decoded bytes.
@@ -1114,30 +1159,65 @@ fn entity(text: &[u8]) -> Option<(usize, char)> {
     Some((name.len() + 2, *c))
 }
 
-/// Bytes in hex with a separator after each: `67 68`, `67:68`, `0x67, 0x68`.
-static BYTE_LISTS: LazyLock<Option<regex::bytes::Regex>> = LazyLock::new(|| {
-    // Literal: it compiles, as its test shows.
-    regex::bytes::RegexBuilder::new(
-        r"(?:(?:0[xX])?[0-9A-Fa-f]{2}[ ,:;.\t\r\n-]{1,3}){11,}(?:0[xX])?[0-9A-Fa-f]{2}",
-    )
-    .unicode(false)
-    .build()
-    .ok()
-});
+/// Minimum number of bytes of a list.
+pub(super) const MIN_LIST: usize = 12;
 
-/// View of all lists of bytes.
-fn byte_lists(text: &[u8]) -> Option<View> {
+/// View of all lists of bytes as numbers: `67 68`, `67:68`, `0x67, 0x68`, `103, 104`.
+pub(super) fn byte_lists(text: &[u8]) -> Option<View> {
     let mut builder = Builder::new(text);
-    for list in BYTE_LISTS.as_ref()?.find_iter(text) {
-        let of_digit = |b: &u8| class(*b) & (HEX | UPPER | LOWER) != 0;
-        let items = list.as_bytes().split(|b| !of_digit(b)).filter(|item| !item.is_empty());
-        let bytes = items.filter_map(|item| hex_byte(item.get(item.len().checked_sub(2)?..)?));
-        let decoded: Vec<u8> = bytes.collect();
-        if is_worth(&decoded) {
-            builder.run(list.range(), &decoded);
+    let mut from = 0;
+    // Each number has a digit and, except the last one, a separator.
+    while let Some(stretch) = next_of(text, from, LIST, 2 * MIN_LIST - 1) {
+        from = stretch.end;
+        for number in [hex_number, decimal_number] {
+            lists_of(number, &stretch, &mut builder);
         }
     }
     builder.runs()
+}
+
+/// Adds the lists of numbers that a range has.
+fn lists_of(number: fn(&[u8]) -> Option<u8>, range: &Range<usize>, builder: &mut Builder<'_>) {
+    let text = builder.raw.get(range.clone()).unwrap_or_default();
+    let mut list = range.start..range.start;
+    let mut decoded = Vec::new();
+    let mut end_list = |list: &Range<usize>, decoded: &mut Vec<u8>| {
+        if decoded.len() >= MIN_LIST && is_worth(decoded) {
+            builder.run(list.clone(), decoded);
+        }
+        decoded.clear();
+    };
+    let mut at = range.start;
+    for item in text.split(|b| !b.is_ascii_alphanumeric()) {
+        let start = at;
+        at += item.len() + 1;
+        match number(item) {
+            Some(byte) => {
+                if decoded.is_empty() {
+                    list.start = start;
+                }
+                list.end = start + item.len();
+                decoded.push(byte);
+            }
+            None if item.is_empty() => {}
+            None => end_list(&list, &mut decoded),
+        }
+    }
+    end_list(&list, &mut decoded);
+}
+
+/// Value of two hex digits, with `0x` or without.
+fn hex_number(item: &[u8]) -> Option<u8> {
+    match item {
+        [_, _] | [b'0', b'x' | b'X', _, _] => hex_byte(item.get(item.len() - 2..)?),
+        _ => None,
+    }
+}
+
+/// Value of one to three decimal digits.
+fn decimal_number(item: &[u8]) -> Option<u8> {
+    let text = std::str::from_utf8(item).ok()?;
+    if text.len() > 3 || text.starts_with('+') { None } else { text.parse().ok() }
 }
 
 /// Text that only quoted-printable has.

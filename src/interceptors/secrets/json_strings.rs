@@ -14,13 +14,22 @@ const MAX_ESCAPE_BYTES: usize = 6;
 /// Limit of a displayed pointer in characters.
 const MAX_POINTER_CHARS: usize = 256;
 
-/// One string or key.
+/// What a text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Key,
+    Value,
+    /// Numbers, with what is between them.
+    Numbers,
+}
+
+/// One string or key, or adjacent numbers.
 pub(super) struct Text<'a> {
     /// Position without the quotes.
     pub span: Range<usize>,
     /// Decoded content, without escapes: UTF-8 if the JSON text is.
     pub decoded: Cow<'a, [u8]>,
-    pub is_key: bool,
+    pub role: Role,
 }
 
 /// Path from the root to a string.
@@ -83,14 +92,15 @@ impl Path {
     }
 }
 
-/// Visits every string and key of the text, in order. `see` returns whether a key must be hidden in
-/// the pointers of what is below it.
-pub(super) fn each_string<'a, E: From<Malformed>>(
+/// Visits every string, key and number of the text, in order. `see` returns whether a key must be
+/// hidden in the pointers of what is below it.
+pub(super) fn each_text<'a, E: From<Malformed>>(
     raw: &'a [u8],
     mut see: impl FnMut(&Path, Text<'a>) -> Result<bool, E>,
 ) -> Result<(), E> {
     let mut path = Path::default();
     let mut at = 0;
+    let mut after_numbers = 0;
     while let Some(&byte) = raw.get(at) {
         at += 1;
         match byte {
@@ -125,10 +135,17 @@ pub(super) fn each_string<'a, E: From<Malformed>>(
                     }
                     _ => false,
                 };
-                let hide = see(&path, Text { span, decoded, is_key: key_here })?;
+                let role = if key_here { Role::Key } else { Role::Value };
+                let hide = see(&path, Text { span, decoded, role })?;
                 if let (true, Some(Frame::Object { hidden, .. })) = (key_here, path.0.last_mut()) {
                     *hidden = hide;
                 }
+            }
+            b'-' | b'0'..=b'9' if at > after_numbers => {
+                let span = numbers(raw, at - 1);
+                after_numbers = span.end;
+                let decoded = Cow::Borrowed(raw.get(span.clone()).unwrap_or_default());
+                see(&path, Text { span, decoded, role: Role::Numbers })?;
             }
             b':' | b' ' | b'\t' | b'\n' | b'\r' | b'+' | b'-' | b'.' => {}
             byte if byte.is_ascii_alphanumeric() => {}
@@ -136,6 +153,21 @@ pub(super) fn each_string<'a, E: From<Malformed>>(
         }
     }
     if path.0.is_empty() { Ok(()) } else { Err(Malformed.into()) }
+}
+
+/// Range of the numbers from the start of one to the end of the last one.
+fn numbers(raw: &[u8], from: usize) -> Range<usize> {
+    let rest = raw.get(from..).unwrap_or_default();
+    let is_between = |b: u8| matches!(b, b',' | b' ' | b'\t' | b'\n' | b'\r');
+    let end = rest.iter().position(|b| !is_between(*b) && !is_of_number(*b));
+    let rest = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
+    let last = rest.iter().rposition(|b| is_of_number(*b)).unwrap_or_default();
+    from..from + last + 1
+}
+
+/// Whether numbers of JSON have this byte.
+pub(super) fn is_of_number(byte: u8) -> bool {
+    byte.is_ascii_digit() || matches!(byte, b'+' | b'-' | b'.' | b'e' | b'E')
 }
 
 /// Text with quotes around every number that does not fit 64 bits, so that the parser keeps its
@@ -148,8 +180,7 @@ pub(super) fn quote_long_numbers(raw: &[u8]) -> Option<Vec<u8>> {
             b'"' => at = string_end(raw, at + 1)? + 1,
             b'-' | b'0'..=b'9' => {
                 let rest = raw.get(at..).unwrap_or_default();
-                let of_number = |b: &u8| b.is_ascii_digit() || b"+-.eE".contains(b);
-                let end = at + rest.iter().take_while(|b| of_number(b)).count();
+                let end = at + rest.iter().take_while(|b| is_of_number(**b)).count();
                 let number = raw.get(at..end).unwrap_or_default();
                 if is_long(number) {
                     let out = out.get_or_insert_default();
@@ -279,11 +310,11 @@ mod tests {
 
     use super::*;
 
-    fn strings(raw: &str) -> Result<Vec<(String, String, bool)>, Malformed> {
+    fn strings(raw: &str) -> Result<Vec<(String, String, Role)>, Malformed> {
         let mut found = Vec::new();
-        each_string::<Malformed>(raw.as_bytes(), |path, text| {
+        each_text::<Malformed>(raw.as_bytes(), |path, text| {
             let decoded = String::from_utf8(text.decoded.into_owned()).unwrap();
-            found.push((path.pointer(raw.as_bytes()), decoded, text.is_key));
+            found.push((path.pointer(raw.as_bytes()), decoded, text.role));
             Ok(false)
         })?;
         Ok(found)
@@ -292,12 +323,23 @@ mod tests {
     #[test]
     fn strings_have_their_positions() {
         let raw = r#" {"a": [1, "x", {"b/c~": "\u0079\n"}], "d":"z"} "#;
-        let values: Vec<_> = strings(raw).unwrap().into_iter().filter(|s| !s.2).collect();
+        let values: Vec<_> =
+            strings(raw).unwrap().into_iter().filter(|s| s.2 == Role::Value).collect();
         let expect = [("/a/1", "x"), ("/a/2/b~1c~0", "y\n"), ("/d", "z")];
         assert_eq!(values.len(), expect.len());
         for ((pointer, decoded, _), (place, text)) in values.iter().zip(expect) {
             assert_eq!((pointer.as_str(), decoded.as_str()), (place, text));
         }
+    }
+
+    #[test]
+    fn adjacent_numbers_are_visited_at_once() {
+        let raw = r#"{"a": [1, -2.5e3,  3, "x", true, 4], "b": 5, "6": [[-7], 8]}"#;
+        let numbers = strings(raw).unwrap().into_iter().filter(|s| s.2 == Role::Numbers);
+        let numbers: Vec<_> = numbers.map(|(place, text, _)| (place, text)).collect();
+        let expect =
+            [("/a/0", "1, -2.5e3,  3"), ("/a/5", "4"), ("/b", "5"), ("/6/0/0", "-7"), ("/6/1", "8")];
+        assert_eq!(numbers, expect.map(|(place, text)| (place.to_owned(), text.to_owned())));
     }
 
     #[test]
@@ -322,7 +364,7 @@ mod tests {
     fn hidden_key_is_in_no_pointer() {
         let raw = br#"{"hide":{"k":"v"}}"#;
         let mut pointers = Vec::new();
-        each_string::<Malformed>(raw, |path, text| {
+        each_text::<Malformed>(raw, |path, text| {
             pointers.push(path.pointer(raw));
             Ok(text.decoded.as_ref() == b"hide")
         })
@@ -335,8 +377,8 @@ mod tests {
     fn name_of_a_member_is_decoded_once_and_only_if_short() {
         let raw = r#"{"\u0061b":["x",["y"],{"c":"z"}],"long":"w","n":[[[[[[[[["v"]]]]]]]]]}"#;
         let mut names: Vec<(Option<String>, *const u8)> = Vec::new();
-        each_string::<Malformed>(raw.as_bytes(), |path, text| {
-            if !text.is_key {
+        each_text::<Malformed>(raw.as_bytes(), |path, text| {
+            if text.role == Role::Value {
                 let name = path.member(raw.as_bytes(), 2);
                 let shown = name.map(|name| String::from_utf8(name.to_vec()).unwrap());
                 names.push((shown, name.map_or(std::ptr::null(), <[u8]>::as_ptr)));
@@ -349,8 +391,8 @@ mod tests {
         assert_eq!(names[0].1, names[1].1, "decoded again");
         let key = "k".repeat(13);
         let raw = format!(r#"{{"{key}":"x"}}"#);
-        each_string::<Malformed>(raw.as_bytes(), |path, text| {
-            assert!(text.is_key || path.member(raw.as_bytes(), 2).is_none());
+        each_text::<Malformed>(raw.as_bytes(), |path, text| {
+            assert!(text.role == Role::Key || path.member(raw.as_bytes(), 2).is_none());
             Ok(false)
         })
         .unwrap();
@@ -426,8 +468,8 @@ mod tests {
             let mut expected = Vec::new();
             leaves(&value, "", &mut expected);
             let mut found = Vec::new();
-            for (pointer, decoded, is_key) in strings(&raw).unwrap() {
-                if !is_key {
+            for (pointer, decoded, role) in strings(&raw).unwrap() {
+                if role == Role::Value {
                     found.push((pointer, decoded));
                 }
             }
@@ -461,7 +503,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_cause_no_panic(raw: Vec<u8>) {
-            let _ = each_string::<Malformed>(&raw, |path, text| {
+            let _ = each_text::<Malformed>(&raw, |path, text| {
                 let _ = path.pointer(&raw);
                 let _ = locate(&raw[text.span], &[0..1, 2..text.decoded.len()]);
                 Ok(false)

@@ -83,6 +83,11 @@ fn escape(raw: &[u8]) -> Option<Escape> {
         b'b' => one(2, 8),
         b'f' => one(2, 12),
         b'x' => one(4, u8::try_from(hex(raw.get(2..4)?)?).ok().filter(u8::is_ascii)?),
+        // Three octal digits, as shells, C and Python write a byte.
+        b'0' | b'1' => {
+            let digits = std::str::from_utf8(raw.get(1..4)?).ok()?;
+            one(4, u8::from_str_radix(digits, 8).ok().filter(u8::is_ascii)?)
+        }
         b'u' => {
             let first = hex(raw.get(2..6)?)?;
             let second = || match raw.get(6..12)? {
@@ -222,6 +227,8 @@ mod tests {
             ("a\\nb", vec!["a\\nb", "a\nb"]),
             ("a\\\\nb", vec!["a\\\\nb", "a\\nb", "a\nb"]),
             ("\\u0067h\\x70\\_x", vec!["\\u0067h\\x70\\_x", "ghp_x"]),
+            ("\\147\\150p\\060", vec!["\\147\\150p\\060", "ghp0"]),
+            ("\\18 \\1 \\0 \\200 \\148", vec!["\\18 \\1 \\0 \\200 \\148"]),
             ("\\ud83d\\ude00", vec!["\\ud83d\\ude00", "\u{1f600}"]),
             // Text without escapes stays.
             ("\\d+ \\ud800 \\xff C:\\", vec!["\\d+ \\ud800 \\xff C:\\"]),

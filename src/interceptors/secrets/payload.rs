@@ -7,7 +7,7 @@ use serde::de::IgnoredAny;
 
 use super::{
     Action,
-    json_strings::{Malformed, each_string, locate},
+    json_strings::{Malformed, Role, each_text, locate},
     scan::{Budget, Hit, MAX_NAME_BYTES, Scanner, Spent},
 };
 
@@ -66,11 +66,11 @@ struct Cut {
     range: Range<usize>,
     /// Id of the scanner.
     id: usize,
-    /// Whether the mark is a JSON string within the string.
-    as_json: bool,
+    /// Quote around the mark.
+    quote: &'static str,
 }
 
-/// Scans every string and key of a JSON text. `actions` has an action for each id.
+/// Scans every string, key and number of a JSON text. `actions` has an action for each id.
 pub(super) fn inspect(
     scanner: &Scanner,
     actions: &[Action],
@@ -88,9 +88,12 @@ pub(super) fn inspect_within(
 ) -> Result<Report, Unscanned> {
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
-    each_string::<Unscanned>(raw, |path, text| {
-        let mut hits = scanner.scan(&text.decoded, budget)?;
-        if !text.is_key
+    each_text::<Unscanned>(raw, |path, text| {
+        let mut hits = match text.role {
+            Role::Numbers => scanner.scan_numbers(&text.decoded, budget)?,
+            Role::Key | Role::Value => scanner.scan(&text.decoded, budget)?,
+        };
+        if text.role == Role::Value
             && Scanner::may_be_named(&text.decoded)
             && let Some(name) = path.member(raw, MAX_NAME_BYTES)
         {
@@ -104,7 +107,7 @@ pub(super) fn inspect_within(
         for (hit, action) in &hits {
             // A key cannot be redacted, because another name is another member.
             let action = match action {
-                Action::Redact if text.is_key => Action::Refuse,
+                Action::Redact if text.role == Role::Key => Action::Refuse,
                 action => *action,
             };
             report.refuse |= action == Action::Refuse;
@@ -113,12 +116,25 @@ pub(super) fn inspect_within(
             }
             if report.found.len() < MAX_REPORTED {
                 let place = path.pointer(raw);
-                report.found.push(Found { id: hit.id, place, is_key: text.is_key, action });
+                report.found.push(Found {
+                    id: hit.id,
+                    place,
+                    is_key: text.role == Role::Key,
+                    action,
+                });
             } else {
                 report.more += 1;
             }
         }
         let mut ranges: Vec<_> = redact.iter().map(|hit| hit.range.clone()).collect();
+        if text.role == Role::Numbers {
+            cuts.extend(redact.iter().map(|hit| Cut {
+                range: hit.range.start + text.span.start..hit.range.end + text.span.start,
+                id: hit.id,
+                quote: "\"",
+            }));
+            return Ok(true);
+        }
         // JSON in a string stays JSON: if marks would break it, all of it becomes one JSON string.
         let as_json = breaks_json(&text.decoded, &ranges);
         if as_json {
@@ -130,7 +146,7 @@ pub(super) fn inspect_within(
         cuts.extend(places.into_iter().zip(redact).map(|(place, hit)| Cut {
             range: place.start + text.span.start..place.end + text.span.start,
             id: hit.id,
-            as_json,
+            quote: if as_json { "\\\"" } else { "" },
         }));
         Ok(true)
     })?;
@@ -185,11 +201,10 @@ fn join(mut hits: Vec<Hit>, actions: &[Action]) -> Vec<(Hit, Action)> {
 fn splice(scanner: &Scanner, raw: &[u8], cuts: &[Cut]) -> Bytes {
     let mut out = Vec::with_capacity(raw.len());
     let mut at = 0;
-    for Cut { range, id, as_json } in cuts {
+    for Cut { range, id, quote } in cuts {
         out.extend_from_slice(raw.get(at..range.start).unwrap_or_default());
         let name = scanner.ids.get(*id).map_or("", String::as_str);
         // Ids contain nothing that JSON would escape.
-        let quote = if *as_json { "\\\"" } else { "" };
         out.extend_from_slice(format!("{quote}[redacted:{name}]{quote}").as_bytes());
         at = range.end;
     }

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::{
     Invalid, Known, MIN_KNOWN_BYTES, add,
     documents::{documents, waste_of},
-    encodings::encoded,
+    encodings::{MIN_LIST, encoded},
     json_strings::quote_long_numbers,
     layers::Layers,
     named::{self, is_harmless},
@@ -93,6 +93,20 @@ fn spellings(text: &str) -> BTreeSet<String> {
         }
     }
     all
+}
+
+/// Text with the bytes of an array that may encode a text.
+fn byte_list(items: &[Value]) -> Option<String> {
+    let is_byte = |item: &Value| item.as_u64().is_some_and(|number| number <= 255);
+    if items.iter().filter(|item| is_byte(item)).count() < MIN_LIST {
+        return None;
+    }
+    let shown = |item: &Value| match is_byte(item) {
+        true => item.to_string(),
+        // It ends the list of bytes before it.
+        false => "_".to_owned(),
+    };
+    Some(items.iter().map(shown).collect::<Vec<_>>().join(","))
 }
 
 impl Scrubber {
@@ -293,6 +307,12 @@ impl Taking<'_> {
     /// line (`["--token", "…"]`), or a list of names and values.
     fn items(&mut self, mut items: Vec<Value>, key: &str) -> Result<Vec<Value>, Spent> {
         self.lines(&mut items)?;
+        if let Some(text) = byte_list(&items) {
+            let shown = self.text(text.clone(), key)?;
+            if shown != text {
+                return Ok(vec![Value::String(shown)]);
+            }
+        }
         let pairs =
             items.len().is_multiple_of(2) && items.iter().step_by(2).all(|name| name.is_string());
         let mut redacted = Vec::with_capacity(items.len());

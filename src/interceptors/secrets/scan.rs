@@ -11,8 +11,10 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
     encodings::{
-        Allowance, OVERLAP_BYTES, Of, PART_BYTES, View, long_archives, run_start, runs, views,
+        Allowance, OVERLAP_BYTES, Of, PART_BYTES, View, byte_lists, long_archives, run_start, runs,
+        views,
     },
+    json_strings::is_of_number,
     layers::Layers,
     rules::{IllegalRules, Rule},
 };
@@ -249,6 +251,38 @@ impl Scanner {
         Ok(hits)
     }
 
+    /// All secrets in the numbers of a JSON text: known ones, and those in lists of bytes. Ranges
+    /// begin and end between numbers.
+    pub(super) fn scan_numbers(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
+        if text.len() < self.shortest {
+            return Ok(Vec::new());
+        }
+        budget.decoded.earn(text.len());
+        let mut hits = self.known_in(text);
+        if let Some(view) = byte_lists(text) {
+            budget.clean.begin();
+            hits.append(&mut self.scan_view(text, &view, 0, budget)?);
+        }
+        let of_number = |b: &u8| is_of_number(*b);
+        for hit in &mut hits {
+            let (before, after) = text.split_at(hit.range.end);
+            let before = before.get(..hit.range.start).unwrap_or_default();
+            hit.range.start -= before.iter().rev().take_while(|b| of_number(b)).count();
+            hit.range.end += after.iter().take_while(|b| of_number(b)).count();
+        }
+        Ok(hits)
+    }
+
+    /// Known secrets in a text.
+    fn known_in(&self, text: &[u8]) -> Vec<Hit> {
+        let Some(known) = &self.known else { return Vec::new() };
+        let hit = |found: aho_corasick::Match| Hit {
+            id: self.rules.len() + found.pattern().as_usize(),
+            range: found.range(),
+        };
+        known.find_iter(text).map(hit).collect()
+    }
+
     /// Whether a rule may recognize a value by this name.
     pub(super) fn has_keyword(&self, name: &[u8]) -> bool {
         // Some keywords end with the sign.
@@ -383,17 +417,11 @@ impl Scanner {
         depth: usize,
         budget: &mut Budget,
     ) -> Result<Vec<Hit>, Spent> {
-        let mut hits = Vec::new();
         #[cfg(test)]
         {
             budget.scanned += text.len();
         }
-        if let Some(known) = &self.known {
-            hits.extend(known.find_iter(text).map(|found| Hit {
-                id: self.rules.len() + found.pattern().as_usize(),
-                range: found.range(),
-            }));
-        }
+        let mut hits = self.known_in(text);
         for window in self.windows(text) {
             let Some(rule) = self.rules.get(window.rule) else { continue };
             if view.is_some_and(|view| !view.is_decoded(&(window.start..window.end))) {

@@ -103,7 +103,11 @@ fn hex_list(text: &str, separator: &str) -> String {
     text.bytes().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(separator)
 }
 
-const ENCODINGS: [Encoding; 32] = [
+fn decimal_list(text: &str, separator: &str) -> String {
+    text.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(separator)
+}
+
+const ENCODINGS: [Encoding; 35] = [
     ("plain", str::to_owned),
     ("base64", |text| STANDARD.encode(text)),
     ("base64url without padding", |text| URL_SAFE_NO_PAD.encode(text)),
@@ -120,6 +124,9 @@ const ENCODINGS: [Encoding; 32] = [
     ("hex with spaces", |text| format!("dump: {}", hex_list(text, " "))),
     ("hex with colons", |text| hex_list(text, ":").to_uppercase()),
     ("list of 0x", |text| format!("[0x{}]", hex_list(text, ", 0x"))),
+    ("list of decimals", |text| format!("[{}]", decimal_list(text, ", "))),
+    ("list of decimals in lines", |text| decimal_list(text, ",\n        ")),
+    ("octal", |text| text.bytes().map(|byte| format!("\\{byte:03o}")).collect()),
     ("percent", percent),
     ("\\x", |text| text.bytes().map(|byte| format!("\\x{byte:02x}")).collect()),
     ("\\u", |text| each(text, |c| format!("\\u{:04x}", u32::from(c)))),
@@ -330,6 +337,54 @@ async fn content_of_outer_archives_is_scanned() {
         let verdict =
             response(&secrets, &json!([STANDARD.encode(gzip(&content))]).to_string()).await;
         assert_eq!(replacement(&verdict), r#"["[redacted:github-token]"]"#);
+    }
+}
+
+#[tokio::test]
+async fn numbers_that_are_bytes_of_a_secret_are_redacted() {
+    let secrets = secrets(&Config::default());
+    for (before, after) in [("", ""), ("-1.5, 256, ", ", 3.25"), ("7,\n", ",\n0")] {
+        let raw = |bytes: &str| format!("{{\"n\": [{before}{bytes}{after}], \"x\": 1}}");
+        let verdict = response(&secrets, &raw(&decimal_list(&token(), ", "))).await;
+        let shown = replacement(&verdict);
+        assert!(shown.contains("[redacted:github-token]"), "{shown}");
+        serde_json::from_str::<serde_json::Value>(shown).unwrap();
+        let verdict = request(&secrets, &raw(&decimal_list(&token(), ","))).await;
+        assert!(matches!(verdict.decision, Decision::Refuse(_)), "{before}");
+    }
+    let scrubber = Scrubber::new(&[]).unwrap();
+    for body in [json!(token().as_bytes()), json!([1.5, token().as_bytes(), "x"])] {
+        let redacted = scrubber.redact(body.to_string().as_bytes()).unwrap();
+        assert!(redacted.body.to_string().contains("[redacted:github-token]"), "{redacted:?}");
+        assert_eq!(redacted.secrets, 1);
+    }
+    for body in
+        ["[1,2,3]".to_owned(), json!(vec![65; 400]).to_string(), json!(["a", 5]).to_string()]
+    {
+        assert_eq!(response(&secrets, &body).await, Verdict::pass());
+        assert_eq!(scrubber.redact(body.as_bytes()).unwrap().body.to_string(), body);
+    }
+}
+
+#[tokio::test]
+async fn long_archives_are_opened_in_every_alphabet_and_behind_other_text() {
+    let secrets = secrets(&Config::default());
+    let mut seed = Seed::new(5);
+    // Content that hardly compresses, so that its archive is longer than a part.
+    let noise: String = expand("{base64:900000}", &mut seed);
+    let archive = gzip(format!("{} {noise}", token()).as_bytes());
+    for text in [
+        STANDARD.encode(&archive),
+        format!("ab{}", STANDARD.encode(&archive)),
+        format!("x:{}", URL_SAFE_NO_PAD.encode(&archive)),
+        base32(&archive),
+        base32(&archive).to_lowercase(),
+        format!("Q{}", base32(&archive)),
+        hex(&archive),
+        format!("0x{}", hex(&archive)),
+    ] {
+        let verdict = response(&secrets, &json!([text]).to_string()).await;
+        assert!(replacement(&verdict).contains("[redacted:github-token]"), "{:.80}", text);
     }
 }
 
