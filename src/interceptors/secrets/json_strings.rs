@@ -337,8 +337,13 @@ mod tests {
         let raw = r#"{"a": [1, -2.5e3,  3, "x", true, 4], "b": 5, "6": [[-7], 8]}"#;
         let numbers = strings(raw).unwrap().into_iter().filter(|s| s.2 == Role::Numbers);
         let numbers: Vec<_> = numbers.map(|(place, text, _)| (place, text)).collect();
-        let expect =
-            [("/a/0", "1, -2.5e3,  3"), ("/a/5", "4"), ("/b", "5"), ("/6/0/0", "-7"), ("/6/1", "8")];
+        let expect = [
+            ("/a/0", "1, -2.5e3,  3"),
+            ("/a/5", "4"),
+            ("/b", "5"),
+            ("/6/0/0", "-7"),
+            ("/6/1", "8"),
+        ];
         assert_eq!(numbers, expect.map(|(place, text)| (place.to_owned(), text.to_owned())));
     }
 
