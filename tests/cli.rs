@@ -391,7 +391,7 @@ fn each_mcp_client_is_connected_and_disconnected_without_a_trace() {
         for shown in [&text, &out, &err] {
             assert!(!shown.contains(key.trim()), "{client}: a key is shown");
         }
-        for part in ["portcullis", "http://127.0.0.1:8811/mcp", key_file.to_str().unwrap()] {
+        for part in ["\"connect\"", "http://127.0.0.1:8811/mcp", key_file.to_str().unwrap()] {
             assert!(text.contains(part), "{client}: {part} is not in {text}");
         }
         assert_eq!(fs::metadata(&key_file).unwrap().permissions().mode() & 0o777, 0o600);
@@ -447,7 +447,7 @@ fn config_file_of_an_mcp_client_keeps_its_bytes() {
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
         assert!(names_of_clients(dir.path()).is_empty(), "{client}");
     }
-    // The user's file is not read for a project.
+    // The user's file is not written for a project.
     assert!(is_empty(&dir.path().join("home")));
 }
 
@@ -495,6 +495,64 @@ fn unusable_config_file_of_an_mcp_client_is_refused() {
     let (code, _, err) = run_at_home(dir.path(), &["client", "connect", "netscape"]);
     assert_eq!(code, 2, "{err}");
     assert!(err.contains("claude-code") && err.contains("opencode"), "{err}");
+}
+
+#[test]
+fn connection_of_a_removed_client_is_kept_until_it_is_disconnected() {
+    let dir = folder_with_home();
+    let run = |args: &[&str]| {
+        let args: Vec<&str> = ["client"].iter().chain(args).copied().collect();
+        run_at_home(dir.path(), &args)
+    };
+    let done = |args: &[&str]| {
+        let (code, _, err) = run(args);
+        assert_eq!(code, 0, "{args:?}: {err}");
+    };
+    let refused = |args: &[&str], part: &str| {
+        let (code, _, err) = run(args);
+        assert_eq!((code, err.contains(part)), (1, true), "{args:?}: {err}");
+    };
+    let key_file = dir.path().join(".portcullis/connections/cursor.key");
+    done(&["connect", "cursor", "--yes"]);
+    let key = fs::read(&key_file).unwrap();
+    refused(&["connect", "cursor", "--group", "dev", "--yes"], "to change its options");
+    done(&["rm", "cursor"]);
+    refused(&["connect", "cursor", "--yes"], "its key is revoked or missing");
+    let other = ["connect", "zed", "--name", "cursor", "--yes"];
+    refused(&other, "its connection is still there");
+    // Another key of that name is not the connection's.
+    done(&["add", "cursor"]);
+    refused(&["connect", "cursor", "--yes"], "its key is revoked or missing");
+    assert_eq!(fs::read(&key_file).unwrap(), key);
+    done(&["disconnect", "cursor", "--yes"]);
+    assert_eq!(names_of_clients(dir.path()), ["cursor"]);
+    assert!(is_empty(&dir.path().join("home")));
+    done(&["rm", "cursor"]);
+
+    // Options reach the entry and the client.
+    let url = "http://127.0.0.1:9911/mcp";
+    let options = ["--name", "mine", "--group", "dev", "--entry", "gate", "--url", url, "--yes"];
+    done(&[&["connect", "zed", "--project", "project"][..], &options].concat());
+    let text = fs::read_to_string(dir.path().join("project/.zed/settings.json")).unwrap();
+    let entry: Value = serde_json::from_str(&text).unwrap();
+    let arguments = entry["context_servers"]["gate"]["args"].as_array().unwrap();
+    assert!(arguments.contains(&url.into()), "{text}");
+    let (_, out, _) = run(&["ls", "--format", "json"]);
+    let list: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&list[0]["client"], &list[0]["groups"]),
+        (&"mine".into(), &serde_json::json!(["dev"]))
+    );
+    // The same folder by another path.
+    symlink(dir.path().join("project"), dir.path().join("link")).unwrap();
+    done(&["connect", "zed", "--project", "link"]);
+    fs::write(dir.path().join("project/.zed/settings.json"), "{").unwrap();
+    refused(&["disconnect", "zed", "--project", "link", "--yes"], "`portcullis client rm mine`");
+    assert_eq!(names_of_clients(dir.path()), ["mine"]);
+    fs::remove_dir_all(dir.path().join("project/.zed")).unwrap();
+    done(&["disconnect", "zed", "--project", "link", "--yes"]);
+    assert!(names_of_clients(dir.path()).is_empty());
+    assert!(is_empty(&dir.path().join("project")));
 }
 
 #[test]

@@ -54,11 +54,21 @@ pub(super) fn remove(text: &str, section: &str, name: &str, added_section: bool)
     let root = root.as_object()?;
     let (_, servers) = property(root, section)?;
     let servers = servers.value.as_object()?;
-    if added_section && servers.properties.len() == 1 {
+    if added_section && is_alone(text, servers) {
         cut(text, root, section)
     } else {
         cut(text, servers, name)
     }
+}
+
+/// Whether an object has one member, without a comment beside it.
+fn is_alone(text: &str, object: &Object<'_>) -> bool {
+    let [only] = object.properties.as_slice() else { return false };
+    let inner = [
+        &text[object.range.start + 1..only.range.start],
+        &text[only.range.end..object.range.end - 1],
+    ];
+    inner.concat().trim_matches(|c: char| c.is_whitespace() || c == ',').is_empty()
 }
 
 fn parsed(text: &str) -> Option<Parsed<'_>> {

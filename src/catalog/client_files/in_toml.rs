@@ -1,7 +1,7 @@
 //! Entries in TOML.
 
 use serde_json::Value;
-use toml_edit::{Document, DocumentMut, InlineTable, Item};
+use toml_edit::{Document, DocumentMut, InlineTable, Item, Key};
 
 use super::{Edit, newline};
 use crate::report::{Location, Problem};
@@ -43,6 +43,14 @@ pub(super) fn insert(
 /// The text without an entry; without the table of servers, too, if it was added with the entry and
 /// is empty now.
 pub(super) fn remove(text: &str, section: &str, name: &str, added_section: bool) -> Option<String> {
+    let tables = without_tables(text, &[section, name]);
+    if tables != text {
+        return Some(tables);
+    }
+    // The library writes other line breaks than these.
+    if text.contains('\r') {
+        return None;
+    }
     let mut document: DocumentMut = text.parse().ok()?;
     let servers = document.as_table_mut().get_mut(section)?.as_table_like_mut()?;
     servers.remove(name)?;
@@ -50,6 +58,44 @@ pub(super) fn remove(text: &str, section: &str, name: &str, added_section: bool)
         document.as_table_mut().remove(section);
     }
     Some(document.to_string())
+}
+
+/// The text without the lines of a table and of the tables within it. A comment between a removed
+/// table and another one stays: it may be of the other one.
+fn without_tables(text: &str, path: &[&str]) -> String {
+    let mut kept = String::with_capacity(text.len());
+    // Blank lines and comments since the last other line.
+    let mut between = String::new();
+    let mut is_removed = false;
+    for line in text.split_inclusive('\n') {
+        let content = line.trim();
+        if content.is_empty() || content.starts_with('#') {
+            between.push_str(line);
+            continue;
+        }
+        let was_removed = is_removed;
+        if let Some(header) = header(content) {
+            is_removed = header.iter().map(Key::get).take(path.len()).eq(path.iter().copied());
+        }
+        match (was_removed, is_removed) {
+            (true, true) => {}
+            (true, false) => kept.push_str(between.trim_start()),
+            (false, _) => kept.push_str(&between),
+        }
+        between.clear();
+        if !is_removed {
+            kept.push_str(line);
+        }
+    }
+    kept + &between
+}
+
+/// Path of a table's header on a line.
+fn header(line: &str) -> Option<Vec<Key>> {
+    let rest = line.strip_prefix('[')?;
+    let inner = rest.strip_prefix('[').unwrap_or(rest);
+    // The first bracket that ends a key: a quoted key can have others.
+    inner.match_indices(']').find_map(|(end, _)| Key::parse(inner.get(..end)?).ok())
 }
 
 fn value(json: &Value) -> toml_edit::Value {

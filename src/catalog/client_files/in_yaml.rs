@@ -97,7 +97,8 @@ pub(super) fn remove(
             break;
         }
         at += line.len();
-        if !content.is_empty() {
+        // A comment behind the entry may be of what follows.
+        if !content.is_empty() && !content.starts_with('#') {
             end = at;
         }
     }

@@ -175,19 +175,61 @@ fn entry_in_a_changed_file_is_removed() {
             "{\n  \"mcpServers\": {\n    \"portcullis\": {},\n    \"b\": {}\n  }\n}\n",
             "{\n  \"mcpServers\": {\n    \"b\": {}\n  }\n}\n",
         ),
+        // Comments beside the entry keep their place.
+        (
+            "{\n  \"mcpServers\": {\n    // mine\n    \"portcullis\": {}\n  }\n}\n",
+            "{\n  \"mcpServers\": {\n    // mine\n  }\n}\n",
+        ),
     ] {
         assert_eq!(kind.remove(with, NAME, &edit).unwrap(), without);
     }
     let kind = named("codex").unwrap();
     let edit = insert(kind, "").unwrap();
-    let with = "model = 'a'\n\n[mcp_servers.portcullis]\ncommand = 'x' # c\n\n[mcp_servers.b]\ncommand = 'b'\n";
-    let without = "model = 'a'\n\n[mcp_servers.b]\ncommand = 'b'\n";
-    assert_eq!(kind.remove(with, NAME, &edit).unwrap(), without);
+    for (with, without) in [
+        (
+            "model = 'a'\n\n[mcp_servers.portcullis]\ncommand = 'x' # c\n\n[mcp_servers.b]\ncommand = 'b'\n",
+            "model = 'a'\n\n[mcp_servers.b]\ncommand = 'b'\n",
+        ),
+        // Comments before it and behind it, its own tables, and quoted keys.
+        (
+            "# a\n[ mcp_servers . \"portcullis\" ]\ncommand = 'x'\n# of it\nargs = ['y']\n\n# of it\n\
+             [mcp_servers.portcullis.env]\nA = 'b'\n# b\n[mcp_servers.\"]\"]\ncommand = \"\"\"\nb\"\"\"\n",
+            "# a\n# b\n[mcp_servers.\"]\"]\ncommand = \"\"\"\nb\"\"\"\n",
+        ),
+        // Line breaks of Windows stay.
+        (
+            "a = 1 # b\r\n[mcp_servers.portcullis]\r\ncommand = 'x'\r\n[mcp_servers.b]\r\ncommand = 'b'\r\n",
+            "a = 1 # b\r\n[mcp_servers.b]\r\ncommand = 'b'\r\n",
+        ),
+        (
+            "mcp_servers.portcullis.command = 'x'\nmcp_servers.b.command = 'b'\n",
+            "mcp_servers.b.command = 'b'\n",
+        ),
+    ] {
+        assert_eq!(kind.remove(with, NAME, &edit).unwrap(), without);
+    }
+    // A line of a text that looks like a header is no header.
+    for with in [
+        "a = \"\"\"\n[mcp_servers.portcullis]\n\"\"\"\n[mcp_servers.portcullis]\ncommand = 'x'\n",
+        "mcp_servers.portcullis.command = 'x'\r\na = 1\r\n",
+    ] {
+        let problem = kind.remove(with, NAME, &edit).unwrap_err();
+        assert!(problem.text.contains("by hand"), "{}", problem.text);
+    }
     let kind = named("goose").unwrap();
     let edit = insert(kind, "").unwrap();
-    let with = "a: 1\nextensions:\n  b:\n    cmd: b\n  portcullis:\n    cmd: x\n    args:\n    - y\n\n# end\nc: 2\n";
-    let without = "a: 1\nextensions:\n  b:\n    cmd: b\n\n# end\nc: 2\n";
-    assert_eq!(kind.remove(with, NAME, &edit).unwrap(), without);
+    for (with, without) in [
+        (
+            "a: 1\nextensions:\n  b:\n    cmd: b\n  portcullis:\n    cmd: x\n    args:\n    - y\n\n# end\nc: 2\n",
+            "a: 1\nextensions:\n  b:\n    cmd: b\n\n# end\nc: 2\n",
+        ),
+        (
+            "extensions:\n  portcullis:\n    cmd: x\n    # b\n  b:\n    cmd: b\n",
+            "extensions:\n    # b\n  b:\n    cmd: b\n",
+        ),
+    ] {
+        assert_eq!(kind.remove(with, NAME, &edit).unwrap(), without);
+    }
 }
 
 #[test]

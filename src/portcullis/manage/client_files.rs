@@ -7,7 +7,7 @@
 //! - A key is in its own file of the state folder (mode 0600), and in no other file.
 
 use std::{
-    fs::{self, DirBuilder},
+    fs::{self, DirBuilder, File},
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
@@ -52,7 +52,8 @@ pub fn locate(kind: &ClientKind, level: Level<'_>) -> anyhow::Result<PathBuf> {
             if !folder.is_dir() {
                 bail!("`--project {}`: this is not a folder", folder.display());
             }
-            (std::path::absolute(folder)?, names)
+            // `.` and links have no name of their own, and another path would be another file.
+            (fs::canonicalize(folder)?, names)
         }
         Level::User => {
             let file = if cfg!(target_os = "macos") { &kind.macos } else { &kind.linux };
@@ -168,7 +169,8 @@ impl ClientFile {
     /// Writes the file, and its folders.
     ///
     /// # Errors
-    /// If it was changed since it was read, or cannot be written. It then has its old content.
+    /// If it was changed since it was read, or cannot be written. It then has its old content, unless
+    /// only the last step, writing its folder to disk, failed.
     pub fn write(&self, text: &str) -> anyhow::Result<()> {
         self.check_unchanged()?;
         if let Some(folder) = self.target.parent() {
@@ -283,6 +285,12 @@ impl Connections {
         self.folder.join(format!("{client}.json"))
     }
 
+    /// The file of a connection or a key that exists for a client.
+    pub fn existing_file(&self, client: &ClientName) -> Option<PathBuf> {
+        let files = [self.connection_file(client), self.key_file(client)];
+        files.into_iter().find(|file| file.symlink_metadata().is_ok())
+    }
+
     /// Connection of a kind of client by a config file.
     ///
     /// # Errors
@@ -317,18 +325,24 @@ impl Connections {
     /// Writes a connection and its key.
     ///
     /// # Errors
-    /// If they cannot be written. Neither is then there.
+    /// If they cannot be written, or the client has a connection. Then nothing changes.
     pub fn add(&self, connection: &Connection, key: &Key) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(connection)?;
-        let write = || -> io::Result<()> {
+        let failed = || format!("cannot write to {}", self.folder.display());
+        let create = || -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
+            // Of two commands that connect a client of this name, one creates the file.
+            File::create_new(self.connection_file(&connection.client)).map(drop)
+        };
+        create().with_context(failed)?;
+        let write = || -> io::Result<()> {
             atomic_file::write(&self.connection_file(&connection.client), text.as_bytes())?;
             let line = zeroize::Zeroizing::new(format!("{}\n", key.expose()));
             atomic_file::write(&self.key_file(&connection.client), line.as_bytes())
         };
         write().or_else(|error| {
             self.remove(&connection.client)?;
-            Err(error).with_context(|| format!("cannot write to {}", self.folder.display()))
+            Err(error).with_context(failed)
         })
     }
 
@@ -435,7 +449,11 @@ mod tests {
             created: true,
             folders: Vec::new(),
         };
+        assert!(connections.existing_file(&connection.client).is_none());
         connections.add(&connection, &key).unwrap();
+        assert!(connections.existing_file(&connection.client).is_some());
+        // A second connection of the client changes nothing.
+        connections.add(&connection, &Key::generate().unwrap()).unwrap_err();
         let key_file = connections.key_file(&connection.client);
         assert_eq!(fs::read_to_string(&key_file).unwrap().trim(), key.expose());
         assert_eq!(fs::metadata(&key_file).unwrap().mode() & 0o777, 0o600);

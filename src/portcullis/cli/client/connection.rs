@@ -53,6 +53,9 @@ struct Selection {
     dry_run: bool,
 }
 
+/// Default name of an entry.
+const ENTRY: &str = "portcullis";
+
 /// Options of `connect`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Connect {
@@ -68,9 +71,9 @@ pub(super) struct Connect {
     /// The proxy's endpoint. Default: `/mcp` at the config's `listen.http`
     #[arg(long, value_name = "URL")]
     url: Option<String>,
-    /// Name of the entry in the client's config file
-    #[arg(long, value_name = "NAME", default_value = "portcullis")]
-    entry: ServerName,
+    /// Name of the entry in the client's config file. Default: `portcullis`
+    #[arg(long, value_name = "NAME")]
+    entry: Option<ServerName>,
 }
 
 /// Options of `disconnect`.
@@ -115,7 +118,8 @@ impl Selection {
     fn client_name(&self) -> anyhow::Result<ClientName> {
         let mut name = self.kind.name.to_owned();
         if let Some(project) = &self.project {
-            let folder = std::path::absolute(project)?;
+            let folder = std::fs::canonicalize(project)
+                .with_context(|| format!("cannot find the folder {}", project.display()))?;
             let folder = folder.file_name().unwrap_or_default().to_string_lossy();
             let legal = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
             name.push('-');
@@ -148,6 +152,8 @@ impl Selection {
 /// Adds the entry and the client.
 pub(super) async fn connect(options: Connect, ctx: &Context) -> anyhow::Result<Exit> {
     let Connect { selection, name, groups, url, entry } = options;
+    let has_options = name.is_some() || !groups.is_empty() || url.is_some() || entry.is_some();
+    let entry = entry.unwrap_or(ENTRY.parse()?);
     let kind = selection.kind;
     let found = Located::with(ctx.load()?).await;
     let store = store(ctx, &found)?;
@@ -156,10 +162,26 @@ pub(super) async fn connect(options: Connect, ctx: &Context) -> anyhow::Result<E
     let text = file.text.as_deref().unwrap_or_default();
     if let Some(connection) = connections.find(kind, file.path())? {
         let place = kind.find(text, &connection.entry).map_err(|problem| at(&file, &problem))?;
-        if place.is_none() {
+        let key = store.read()?.get(&connection.client).map(|stored| stored.key_hash.id());
+        let has_key = key.as_ref() == Some(&connection.key)
+            && connections.key_file(&connection.client).exists();
+        let lost = match (place, has_key) {
+            (None, _) => Some(format!("{} has lost its entry", file.path().display())),
+            (Some(_), false) => Some("its key is revoked or missing".to_owned()),
+            (Some(_), true) => None,
+        };
+        if let Some(lost) = lost {
             bail!(
-                "{} has lost the entry of the client `{}`: run `{}` first",
-                file.path().display(),
+                "{} is connected as the client `{}`, but {lost}: run `{}` first",
+                kind.title,
+                connection.client,
+                selection.command("disconnect")
+            );
+        }
+        if has_options {
+            bail!(
+                "{} is connected already, as the client `{}`: to change its options, run `{}` first",
+                kind.title,
                 connection.client,
                 selection.command("disconnect")
             );
@@ -180,6 +202,13 @@ pub(super) async fn connect(options: Connect, ctx: &Context) -> anyhow::Result<E
     }
     if store.read()?.contains_key(&name) {
         bail!("client `{name}` exists already: choose another name with `--name`");
+    }
+    if let Some(existing) = connections.existing_file(&name) {
+        bail!(
+            "client `{name}` was removed, but its connection is still there ({}): run `portcullis \
+             client disconnect` for it first, or choose another name with `--name`",
+            existing.display()
+        );
     }
     let url = endpoint(&found, url)?;
     if let Some(place) = kind.find(text, entry.as_str()).map_err(|problem| at(&file, &problem))? {
@@ -264,11 +293,18 @@ pub(super) async fn disconnect(options: Disconnect, ctx: &Context) -> anyhow::Re
             selection.command("connect")
         );
     };
-    let file = selection.read()?;
+    let unchanged = || {
+        format!(
+            "nothing was changed: `portcullis client rm {}` revokes the key alone",
+            connection.client
+        )
+    };
+    let file = selection.read().with_context(unchanged)?;
     let text = file.text.as_deref().unwrap_or_default();
     let after = kind
         .remove(text, &connection.entry, &connection.edit)
-        .map_err(|problem| at(&file, &problem))?;
+        .map_err(|problem| at(&file, &problem))
+        .with_context(unchanged)?;
     let is_gone = connection.created && ClientKind::is_blank(&after);
     show(ctx, file.path(), text, &after)?;
     let question = format!("Write this, and revoke the key of `{}`? [y/N] ", connection.client);
