@@ -266,9 +266,9 @@ async fn values_delivered_to_servers_are_found_exactly() {
         replacement(&verdict),
         json!({ "a": "it is [redacted:vault:db/PASS_WORD], pin 1234567" }).to_string()
     );
-    let raw = r#"{"a":[1,-12345678.5,2],"b":-12345678}"#;
+    let numbers = r#"{"a":[1,-12345678.5,2],"b":-12345678}"#;
     let redacted = r#"{"a":[1,"[redacted:vault:db/ACCOUNT]",2],"b":"[redacted:vault:db/ACCOUNT]"}"#;
-    assert_eq!(replacement(&response(&secrets, raw).await), redacted);
+    assert_eq!(replacement(&response(&secrets, numbers).await), redacted);
     let lenient =
         Config { rules: BTreeMap::from([("vault".into(), Action::Report)]), ..Config::default() };
     let secrets = Secrets::new("secrets", &lenient, &all).unwrap();
