@@ -43,9 +43,9 @@ pub(super) fn insert(
 /// The text without an entry; without the table of servers, too, if it was added with the entry and
 /// is empty now.
 pub(super) fn remove(text: &str, section: &str, name: &str, added_section: bool) -> Option<String> {
-    let tables = without_tables(text, &[section, name]);
-    if tables != text {
-        return Some(tables);
+    let without = without_tables(text, &[section, name])?;
+    if without != text {
+        return Some(without);
     }
     // The library writes other line breaks than these.
     if text.contains('\r') {
@@ -61,12 +61,14 @@ pub(super) fn remove(text: &str, section: &str, name: &str, added_section: bool)
 }
 
 /// The text without the lines of a table and of the tables within it. A comment between a removed
-/// table and another one stays: it may be of the other one.
-fn without_tables(text: &str, path: &[&str]) -> String {
+/// table and another one stays: it may be of the other one. `None` if other tables are between the
+/// removed ones: the change would not be at one place.
+fn without_tables(text: &str, path: &[&str]) -> Option<String> {
     let mut kept = String::with_capacity(text.len());
     // Blank lines and comments since the last other line.
     let mut between = String::new();
     let mut is_removed = false;
+    let mut places = 0;
     for line in text.split_inclusive('\n') {
         let content = line.trim();
         if content.is_empty() || content.starts_with('#') {
@@ -80,14 +82,17 @@ fn without_tables(text: &str, path: &[&str]) -> String {
         match (was_removed, is_removed) {
             (true, true) => {}
             (true, false) => kept.push_str(between.trim_start()),
-            (false, _) => kept.push_str(&between),
+            (false, _) => {
+                kept.push_str(&between);
+                places += usize::from(is_removed);
+            }
         }
         between.clear();
         if !is_removed {
             kept.push_str(line);
         }
     }
-    kept + &between
+    (places < 2).then_some(kept + &between)
 }
 
 /// Path of a table's header on a line.

@@ -208,8 +208,10 @@ fn entry_in_a_changed_file_is_removed() {
     ] {
         assert_eq!(kind.remove(with, NAME, &edit).unwrap(), without);
     }
-    // A line of a text that looks like a header is no header.
     for with in [
+        // Another server is between the entry's tables.
+        "[mcp_servers.portcullis]\n[mcp_servers.b]\n[mcp_servers.portcullis.env]\n",
+        // A line of a text that looks like a header is no header.
         "a = \"\"\"\n[mcp_servers.portcullis]\n\"\"\"\n[mcp_servers.portcullis]\ncommand = 'x'\n",
         "mcp_servers.portcullis.command = 'x'\r\na = 1\r\n",
     ] {

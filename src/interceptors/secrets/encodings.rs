@@ -327,8 +327,7 @@ const BASE32: u8 = 4;
 const UPPER: u8 = 8;
 const LOWER: u8 = 16;
 const LOWER_BASE32: u8 = 32;
-/// Of a list of bytes as numbers.
-const LIST: u8 = 64;
+const BLANK: u8 = 64;
 
 /// Classes of all bytes.
 static CLASSES: [u8; 256] = {
@@ -354,11 +353,8 @@ static CLASSES: [u8; 256] = {
         if b.is_ascii_lowercase() || matches!(b, b'2'..=b'7') {
             classes[byte] |= LOWER_BASE32;
         }
-        if b.is_ascii_hexdigit()
-            || matches!(b, b'x' | b'X' | b',' | b':' | b';' | b'.' | b'-')
-            || b.is_ascii_whitespace()
-        {
-            classes[byte] |= LIST;
+        if b.is_ascii_whitespace() {
+            classes[byte] |= BLANK;
         }
         byte += 1;
     }
@@ -594,10 +590,11 @@ impl Runs<'_, '_> {
     /// groups of digits.
     fn long_archives_in(&mut self, piece: &Range<usize>, alphabet: &Alphabet) -> Result<(), Spent> {
         let raw = self.builder.raw.get(piece.clone()).unwrap_or_default();
-        let of_digits = |b: &u8| class(*b) & alphabet.class != 0 || b.is_ascii_whitespace();
-        for text in raw.split(|b| !of_digits(b)).filter(|text| text.len() > OVERLAP_BYTES) {
+        let mut from = 0;
+        while let Some(text) = next_of(raw, from, alphabet.class | BLANK, OVERLAP_BYTES + 1) {
+            from = text.end;
             for shift in 0..alphabet.group {
-                let text = text.get(shift..).unwrap_or_default();
+                let text = raw.get(text.start + shift..text.end).unwrap_or_default();
                 let digits = Digits { text, alphabet, bits: 0, held: 0 };
                 let mut head = [0; 3];
                 if digits.clone().read_exact(&mut head).is_ok() && is_archive(&head) {
@@ -1162,15 +1159,21 @@ fn entity(text: &[u8]) -> Option<(usize, char)> {
 /// Minimum number of bytes of a list.
 pub(super) const MIN_LIST: usize = 12;
 
+/// At least [`MIN_LIST`] numbers, with something between them.
+static NUMBERS: LazyLock<Option<regex::bytes::Regex>> = LazyLock::new(|| {
+    // Literal: it compiles, as its test shows.
+    regex::bytes::RegexBuilder::new(r"(?:[0-9A-Fa-fxX]{1,4}[ ,:;.\t\r\n-]+){11,}[0-9A-Fa-fxX]{1,4}")
+        .unicode(false)
+        .build()
+        .ok()
+});
+
 /// View of all lists of bytes as numbers: `67 68`, `67:68`, `0x67, 0x68`, `103, 104`.
 pub(super) fn byte_lists(text: &[u8]) -> Option<View> {
     let mut builder = Builder::new(text);
-    let mut from = 0;
-    // Each number has a digit and, except the last one, a separator.
-    while let Some(stretch) = next_of(text, from, LIST, 2 * MIN_LIST - 1) {
-        from = stretch.end;
+    for numbers in NUMBERS.as_ref()?.find_iter(text) {
         for number in [hex_number, decimal_number] {
-            lists_of(number, &stretch, &mut builder);
+            lists_of(number, &numbers.range(), &mut builder);
         }
     }
     builder.runs()
