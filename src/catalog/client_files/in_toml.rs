@@ -1,7 +1,7 @@
 //! Entries in TOML.
 
 use serde_json::Value;
-use toml_edit::{Document, DocumentMut, InlineTable, Item, Key};
+use toml_edit::{Document, InlineTable, Item, Key};
 
 use super::{Edit, newline};
 use crate::report::{Location, Problem};
@@ -40,29 +40,15 @@ pub(super) fn insert(
     Ok(Edit { at: text.len(), removed: String::new(), inserted, added_section })
 }
 
-/// The text without an entry; without the table of servers, too, if it was added with the entry and
-/// is empty now.
-pub(super) fn remove(text: &str, section: &str, name: &str, added_section: bool) -> Option<String> {
-    let without = without_tables(text, &[section, name])?;
-    if without != text {
-        return Some(without);
-    }
-    // The library writes other line breaks than these.
-    if text.contains('\r') {
-        return None;
-    }
-    let mut document: DocumentMut = text.parse().ok()?;
-    let servers = document.as_table_mut().get_mut(section)?.as_table_like_mut()?;
-    servers.remove(name)?;
-    if added_section && servers.is_empty() {
-        document.as_table_mut().remove(section);
-    }
-    Some(document.to_string())
+/// The text without the tables of an entry. `None` if it has no tables of its own, or other tables
+/// are between them: the change would not be at one place.
+pub(super) fn remove(text: &str, section: &str, name: &str) -> Option<String> {
+    without_tables(text, &[section, name]).filter(|without| without != text)
 }
 
 /// The text without the lines of a table and of the tables within it. A comment between a removed
 /// table and another one stays: it may be of the other one. `None` if other tables are between the
-/// removed ones: the change would not be at one place.
+/// removed ones.
 fn without_tables(text: &str, path: &[&str]) -> Option<String> {
     let mut kept = String::with_capacity(text.len());
     // Blank lines and comments since the last other line.

@@ -382,7 +382,7 @@ impl ClientKind {
         let (mark, body) = split_mark(text);
         let removed = match self.format {
             Format::Json => in_json::remove(body, self.section, name, edit.added_section),
-            Format::Toml => in_toml::remove(body, self.section, name, edit.added_section),
+            Format::Toml => in_toml::remove(body, self.section, name),
             Format::Yaml => {
                 let document = self.document(text)?;
                 in_yaml::remove(body, document.as_ref(), self.section, name, edit.added_section)

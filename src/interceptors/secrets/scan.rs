@@ -263,13 +263,7 @@ impl Scanner {
             budget.clean.begin();
             hits.append(&mut self.scan_view(text, &view, 0, budget)?);
         }
-        let of_number = |b: &u8| is_of_number(*b);
-        for hit in &mut hits {
-            let (before, after) = text.split_at(hit.range.end);
-            let before = before.get(..hit.range.start).unwrap_or_default();
-            hit.range.start -= before.iter().rev().take_while(|b| of_number(b)).count();
-            hit.range.end += after.iter().take_while(|b| of_number(b)).count();
-        }
+        to_numbers(text, &mut hits);
         Ok(hits)
     }
 
@@ -591,6 +585,39 @@ fn ends_with_words(text: &[u8]) -> bool {
             && word.iter().all(u8::is_ascii_alphabetic)
             && (rest.iter().all(u8::is_ascii_lowercase) || word.iter().all(u8::is_ascii_uppercase))
     })
+}
+
+/// Extends hits to whole numbers. Visits each number once, however many hits it has.
+fn to_numbers(text: &[u8], hits: &mut Vec<Hit>) {
+    hits.sort_unstable_by_key(|hit| (hit.range.start, hit.range.end));
+    let mut last = 0..0;
+    for hit in hits.iter_mut() {
+        let within = text.get(hit.range.clone()).unwrap_or_default();
+        // A known secret can begin or end with what is between numbers.
+        let before = within.iter().take_while(|b| !is_of_number(**b)).count();
+        let after = within.iter().rev().take_while(|b| !is_of_number(**b)).count();
+        let (mut start, mut end) = (hit.range.start + before, hit.range.end - after);
+        if start >= end {
+            hit.range.end = hit.range.start;
+            continue;
+        }
+        if start < last.end {
+            start = last.start;
+        } else {
+            let before = text.get(last.end..start).unwrap_or_default();
+            start -= before.iter().rev().take_while(|b| is_of_number(**b)).count();
+        }
+        if end <= last.end {
+            end = last.end;
+        } else {
+            let after = text.get(end..).unwrap_or_default();
+            end += after.iter().take_while(|b| is_of_number(**b)).count();
+        }
+        hit.range = start..end;
+        last = start..end;
+    }
+    hits.retain(|hit| !hit.range.is_empty());
+    dedup(hits);
 }
 
 /// Sorts hits, and removes duplicates.

@@ -269,6 +269,14 @@ async fn values_delivered_to_servers_are_found_exactly() {
     let numbers = r#"{"a":[1,-12345678.5,2],"b":-12345678}"#;
     let redacted = r#"{"a":[1,"[redacted:vault:db/ACCOUNT]",2],"b":"[redacted:vault:db/ACCOUNT]"}"#;
     assert_eq!(replacement(&response(&secrets, numbers).await), redacted);
+    // Many hits in one number cost one visit, and commas at the ends of a secret stay.
+    let digits = [known("DIGITS", "12345678"), known("LIST", "11112222,33334444,")];
+    let of_digits = Secrets::new("secrets", &Config::default(), &digits).unwrap();
+    let long = format!("[0.{},7]", "12345678".repeat(100_000));
+    let redacted = r#"["[redacted:vault:db/DIGITS]",7]"#;
+    assert_eq!(replacement(&response(&of_digits, &long).await), redacted);
+    let redacted = r#"["[redacted:vault:db/LIST]",5]"#;
+    assert_eq!(replacement(&response(&of_digits, "[11112222,33334444,5]").await), redacted);
     let lenient =
         Config { rules: BTreeMap::from([("vault".into(), Action::Report)]), ..Config::default() };
     let secrets = Secrets::new("secrets", &lenient, &all).unwrap();
