@@ -8,6 +8,8 @@ use std::{
     path::Path,
 };
 
+use tempfile::NamedTempFile;
+
 /// Mode of a new file that everybody may read.
 pub const PUBLIC: u32 = 0o644;
 
@@ -26,6 +28,24 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`write`].
 pub fn write_as(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let (file, folder) = prepared(path, bytes, mode)?;
+    file.persist(path).map_err(|failed| failed.error)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Creates a file that only its owner can read (mode 0600). Of several that create it at once, one
+/// succeeds. The content is on disk when this returns.
+///
+/// # Errors
+/// The file exists, or an error of the file system.
+pub fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (file, folder) = prepared(path, bytes, 0o600)?;
+    file.persist_noclobber(path).map_err(|failed| failed.error)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Temporary file with this content, and the folder of `path`, in which it is.
+fn prepared<'a>(path: &'a Path, bytes: &[u8], mode: u32) -> io::Result<(NamedTempFile, &'a Path)> {
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
@@ -38,8 +58,7 @@ pub fn write_as(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // The umask may have removed bits from the mode.
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
-    file.persist(path).map_err(|failed| failed.error)?;
-    File::open(folder)?.sync_all()
+    Ok((file, folder))
 }
 
 /// Replaces the content of a file and keeps its mode. A symbolic link stays: its target is replaced.

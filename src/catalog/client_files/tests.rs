@@ -207,7 +207,7 @@ fn entry_in_a_changed_file_is_removed() {
     for with in [
         // Another server is between the entry's tables.
         "[mcp_servers.portcullis]\n[mcp_servers.b]\n[mcp_servers.portcullis.env]\n",
-        // A line of a text that looks like a header is no header.
+        // A line of a multi-line string can look like a header.
         "a = \"\"\"\n[mcp_servers.portcullis]\n\"\"\"\n[mcp_servers.portcullis]\ncommand = 'x'\n",
         "mcp_servers.portcullis.command = 'x'\nmcp_servers.b.command = 'b'\n",
     ] {

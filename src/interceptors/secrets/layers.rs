@@ -83,7 +83,7 @@ fn escape(raw: &[u8]) -> Option<Escape> {
         b'b' => one(2, 8),
         b'f' => one(2, 12),
         b'x' => one(4, u8::try_from(hex(raw.get(2..4)?)?).ok().filter(u8::is_ascii)?),
-        // Three octal digits, as shells, C and Python write a byte.
+        // Three octal digits. C and Python also have escapes of fewer.
         b'0' | b'1' => {
             let digits = std::str::from_utf8(raw.get(1..4)?).ok()?;
             one(4, u8::from_str_radix(digits, 8).ok().filter(u8::is_ascii)?)

@@ -95,18 +95,9 @@ fn spellings(text: &str) -> BTreeSet<String> {
     all
 }
 
-/// Text with the bytes of an array that may encode a text.
-fn byte_list(items: &[Value]) -> Option<String> {
-    let is_byte = |item: &Value| item.as_u64().is_some_and(|number| number <= 255);
-    if items.iter().filter(|item| is_byte(item)).count() < MIN_LIST {
-        return None;
-    }
-    let shown = |item: &Value| match is_byte(item) {
-        true => item.to_string(),
-        // It ends the list of bytes before it.
-        false => "_".to_owned(),
-    };
-    Some(items.iter().map(shown).collect::<Vec<_>>().join(","))
+/// Whether a number is that of a byte.
+fn is_byte(item: &Value) -> bool {
+    item.as_f64().is_some_and(|number| number.fract() == 0.0 && (0.0..=255.0).contains(&number))
 }
 
 impl Scrubber {
@@ -307,12 +298,7 @@ impl Taking<'_> {
     /// line (`["--token", "…"]`), or a list of names and values.
     fn items(&mut self, mut items: Vec<Value>, key: &str) -> Result<Vec<Value>, Spent> {
         self.lines(&mut items)?;
-        if let Some(text) = byte_list(&items) {
-            let shown = self.text(text.clone(), key)?;
-            if shown != text {
-                return Ok(vec![Value::String(shown)]);
-            }
-        }
+        self.byte_lists(&mut items, key)?;
         let pairs =
             items.len().is_multiple_of(2) && items.iter().step_by(2).all(|name| name.is_string());
         let mut redacted = Vec::with_capacity(items.len());
@@ -330,6 +316,26 @@ impl Taking<'_> {
             naming = next;
         }
         Ok(redacted)
+    }
+
+    /// Replaces lists of bytes within an array that encode a secret by a string.
+    fn byte_lists(&mut self, items: &mut Vec<Value>, key: &str) -> Result<(), Spent> {
+        let mut end = items.len();
+        while end > 0 {
+            let before = items.get(..end).unwrap_or_default();
+            let start = before.iter().rposition(|item| !is_byte(item)).map_or(0, |last| last + 1);
+            if end - start >= MIN_LIST {
+                let list = before.get(start..).unwrap_or_default();
+                let numbers = list.iter().filter_map(Value::as_f64).map(|byte| byte.to_string());
+                let text = numbers.collect::<Vec<_>>().join(",");
+                let shown = self.text(text.clone(), key)?;
+                if shown != text {
+                    items.splice(start..end, [Value::String(shown)]);
+                }
+            }
+            end = start.saturating_sub(1);
+        }
+        Ok(())
     }
 
     /// Value of a member whose name marks a secret: redacted as a whole, of any type. Booleans and

@@ -259,10 +259,12 @@ impl Scanner {
         }
         budget.decoded.earn(text.len());
         let mut hits = self.known_in(text);
-        if let Some(view) = byte_lists(text) {
-            budget.clean.begin();
-            hits.append(&mut self.scan_view(text, &view, 0, budget)?);
-        }
+        budget.clean.begin();
+        let mut limit = 0;
+        byte_lists(text, budget, &mut |view, budget| {
+            append(&mut hits, self.scan_view(text, view, 0, budget)?, &mut limit);
+            Ok(())
+        })?;
         to_numbers(text, &mut hits);
         Ok(hits)
     }

@@ -7,7 +7,7 @@
 //! - A key is in its own file of the state folder (mode 0600), and in no other file.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder},
     io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
@@ -332,15 +332,12 @@ impl Connections {
         let create = || -> io::Result<()> {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
             // Of two commands that connect a client of this name, one creates the file.
-            File::create_new(self.connection_file(&connection.client)).map(drop)
+            atomic_file::create(&self.connection_file(&connection.client), text.as_bytes())
         };
         create().with_context(failed)?;
-        let write = || -> io::Result<()> {
-            atomic_file::write(&self.connection_file(&connection.client), text.as_bytes())?;
-            let line = zeroize::Zeroizing::new(format!("{}\n", key.expose()));
-            atomic_file::write(&self.key_file(&connection.client), line.as_bytes())
-        };
-        write().or_else(|error| {
+        let line = zeroize::Zeroizing::new(format!("{}\n", key.expose()));
+        let written = atomic_file::write(&self.key_file(&connection.client), line.as_bytes());
+        written.or_else(|error| {
             self.remove(&connection.client)?;
             Err(error).with_context(failed)
         })

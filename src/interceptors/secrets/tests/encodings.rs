@@ -353,11 +353,23 @@ async fn numbers_that_are_bytes_of_a_secret_are_redacted() {
         assert!(matches!(verdict.decision, Decision::Refuse(_)), "{before}");
     }
     let scrubber = Scrubber::new(&[]).unwrap();
-    for body in [json!(token().as_bytes()), json!([1.5, token().as_bytes(), "x"])] {
-        let redacted = scrubber.redact(body.to_string().as_bytes()).unwrap();
-        assert!(redacted.body.to_string().contains("[redacted:github-token]"), "{redacted:?}");
-        assert_eq!(redacted.secrets, 1);
+    let bytes = decimal_list(&token(), ",");
+    for (body, shown) in [
+        (format!("[{bytes}]"), r#"["[redacted:github-token]"]"#),
+        (format!("[1.5,[{bytes}],\"x\"]"), r#"[1.5,["[redacted:github-token]"],"x"]"#),
+        (format!("[\"x\",{bytes},1.5]"), r#"["x","[redacted:github-token]",1.5]"#),
+        (format!("[{}.0]", bytes.replace(',', ".0,")), r#"["[redacted:github-token]"]"#),
+    ] {
+        let redacted = scrubber.redact(body.as_bytes()).unwrap();
+        assert_eq!((redacted.body.to_string().as_str(), redacted.secrets), (shown, 1), "{body}");
     }
+    // Node's form of a buffer.
+    let archive: Vec<_> = gzip(token().as_bytes()).iter().map(u8::to_string).collect();
+    let buffer = format!(r#"{{"type":"Buffer","data":[{}]}}"#, archive.join(","));
+    assert_eq!(
+        replacement(&response(&secrets, &buffer).await),
+        r#"{"type":"Buffer","data":["[redacted:github-token]"]}"#
+    );
     for body in
         ["[1,2,3]".to_owned(), json!(vec![65; 400]).to_string(), json!(["a", 5]).to_string()]
     {
@@ -738,6 +750,13 @@ fn bypasses(token: &str) -> Vec<String> {
         zeros,
         long,
         STANDARD.encode(gzip(&gzip(token.as_bytes()))),
+        // Hex digits and letters that adhere to the first number or the last one.
+        format!("face{}", hex_list(token, " ")),
+        format!("{}face", hex_list(token, " ")),
+        format!("x{}", decimal_list(token, ", ")),
+        format!("{}x", decimal_list(token, ", ")),
+        gzip(token.as_bytes()).iter().map(|byte| format!("{byte:02x} ")).collect(),
+        decimal_list(&"words ".repeat(100_000), ",") + "," + &decimal_list(token, ","),
     ]
 }
 
