@@ -198,11 +198,6 @@ impl<'a> Builder<'a> {
         self.push(raw.end..raw.end, GAP, Kind::Gap);
     }
 
-    /// View of runs, if there are any.
-    fn runs(self) -> Option<View> {
-        (!self.view.parts.is_empty()).then_some(self.view)
-    }
-
     /// View of the whole text, if it has units. It is as long as the text because a secret can be.
     fn units(mut self) -> Option<View> {
         if self.view.parts.is_empty() {
