@@ -19,7 +19,8 @@ pub use format::{Formatted, format, format_files};
 pub use learn::{Learner, Proposal};
 pub use replay::{Change, Recorded, Replay, Replayed, SkipReason};
 pub use templates::{
-    Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName, make,
+    Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName,
+    connect, make,
 };
 pub use testing::{
     CasePrincipal, CaseReport, Coverage, NOON, Report, is_case_file, read as read_cases,

@@ -70,6 +70,32 @@ fn every_template_passes_its_cases() {
     }
 }
 
+/// The names in the cases are not those of the operator's own entities.
+#[test]
+fn templates_for_entities_with_the_names_of_cases_pass_their_cases() {
+    let tools = ["--tool", "some-other-tool", "--tool", "some-other-tool-2"];
+    for &(template, options, _) in TEMPLATES {
+        let folder = folder("");
+        fs::remove_file(folder.path().join("policies/p.cedar")).unwrap();
+        let ran = |args: &[&str]| shown(&portcullis(&folder, args));
+        let mut args = vec!["policy", "new", template, "--dir", "policies"];
+        args.extend(["--server", "another-server", "--server", "another-server-2"]);
+        if options.contains(&TOOLS) {
+            args.extend(tools);
+        }
+        if template == "one-folder" {
+            args.extend(["--folder", "/srv/some-other-folder"]);
+        }
+        if !["launch", "no-network"].contains(&template) {
+            args.extend(["--client", "some-stranger"]);
+        }
+        let made = ran(&args);
+        assert!(made.starts_with("exit 0\n"), "{template}: {made}");
+        let tested = ran(&["policy", "test", "policies"]);
+        assert!(tested.starts_with("exit 0\n"), "{template}: {tested}");
+    }
+}
+
 #[test]
 fn template_is_printed_with_its_cases() {
     let folder = folder("");

@@ -83,6 +83,12 @@ impl std::str::FromStr for ToolName {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserName(String);
 
+impl std::fmt::Display for UserName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl std::str::FromStr for UserName {
     type Err = String;
 
@@ -225,6 +231,7 @@ impl PolicyPrincipal {
             }
         };
         vec![
+            ("STRANGER", unlike("some-stranger", [name])),
             ("TEAM_SCOPE", format!("{scope}::\"{name}\"")),
             ("TEAM_PARTY", format!("{kind}:{name}")),
             ("TEAM_KIND", kind.to_owned()),
@@ -244,6 +251,11 @@ impl Filling {
         let RateText(rate) = &self.rate;
         let mut values = vec![
             ("SERVER", server.to_string()),
+            ("OTHER_SERVER", unlike("another-server", self.servers.iter().map(ServerName::as_str))),
+            (
+                "OTHER_TOOL",
+                unlike("some-other-tool", self.tools.iter().map(|ToolName(tool)| tool.as_str())),
+            ),
             ("TOOLS", each(&|tool| format!("Portcullis::Tool::\"{server}/{tool}\""))),
             ("TOOL_NAMES", each(&|tool| format!("{server}/{tool}"))),
             ("RATE", rate.clone()),
@@ -254,10 +266,22 @@ impl Filling {
             ("LATE", format!("{to:02}:00")),
             ("LAST", format!("{:02}:59", to.saturating_sub(1))),
         ];
-        values.extend(self.folder.iter().map(|FolderPath(folder)| ("FOLDER", folder.clone())));
+        if let Some(FolderPath(folder)) = &self.folder {
+            let last = folder.rsplit('/').next();
+            values.push(("OTHER_FOLDER", unlike("some-other-folder", last)));
+            values.push(("FOLDER", folder.clone()));
+        }
         values.extend(self.principal.iter().flat_map(PolicyPrincipal::values));
         values
     }
+}
+
+/// A name for cases that differs from the names in use.
+fn unlike<'a>(name: &str, used: impl IntoIterator<Item = &'a str>) -> String {
+    let used: Vec<&str> = used.into_iter().collect();
+    let numbered = (2..).map(|number| format!("{name}-{number}"));
+    let mut names = std::iter::once(name.to_owned()).chain(numbered);
+    names.find(|name| !used.contains(&name.as_str())).unwrap_or_else(|| name.to_owned())
 }
 
 fn fill(text: &str, values: &[(&str, String)]) -> String {
@@ -276,6 +300,16 @@ fn render(
     Ok(Rendered { name, policies, cases: fill(cases, values), shared })
 }
 
+/// The policy that lets a principal connect, with its cases. Templates that permit the use of a
+/// server have the same pair.
+///
+/// # Errors
+/// If the result is not valid Cedar, which is a fault of the template.
+pub fn connect(principal: &PolicyPrincipal) -> Result<Rendered, Vec<Finding>> {
+    let values = principal.values();
+    render(fill("connect-{{TEAM_KIND}}-{{TEAM}}", &values), CONNECT, &values, true)
+}
+
 /// Fills a template: one pair of files for each server, after a pair for connections if it permits
 /// the use of a server.
 ///
@@ -285,9 +319,7 @@ pub fn make(template: Template, filling: &Filling) -> Result<Vec<Rendered>, Vec<
     let mut pairs = Vec::new();
     // In files of their own: in the files of two servers, `policy check` would report a duplicate.
     if let Some(principal) = filling.principal.as_ref().filter(|_| template.permits_use()) {
-        let values = principal.values();
-        let name = fill("connect-{{TEAM_KIND}}-{{TEAM}}", &values);
-        pairs.push(render(name, CONNECT, &values, true)?);
+        pairs.push(connect(principal)?);
     }
     let texts = template.texts();
     for server in &filling.servers {
