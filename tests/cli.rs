@@ -312,18 +312,7 @@ fn server_above_a_ceiling_is_an_error_with_both_lines() {
 #[test]
 fn terminal_without_a_width_gets_whole_lines() {
     let dir = folder("[servers.notes]\ncommand = [\"notes\"]\nruntime = \"sandbox\"\n");
-    let unknown = Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
-    let pty = openpty(&unknown, None).unwrap();
-    let mut child = command(dir.path(), &["server", "ls"])
-        .stdout(Stdio::from(pty.slave))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut shown = Vec::new();
-    // The end of the last process on the other side is an error (EIO) here.
-    let _ = fs::File::from(pty.master).read_to_end(&mut shown);
-    assert!(child.wait().unwrap().success());
-    let shown = String::from_utf8(shown).unwrap();
+    let shown = on_terminal(0, command(dir.path(), &["server", "ls"]));
     assert!(shown.lines().any(|line| line.starts_with("SERVER  STATE")), "{shown}");
 }
 
@@ -570,4 +559,38 @@ fn entry_of_an_mcp_client_in_a_changed_file_is_removed() {
     let expected = "{\"mcpServers\":{\"other\":{\"command\":\"other\"}}}";
     assert_eq!(fs::read_to_string(&file).unwrap(), expected);
     assert!(names_of_clients(dir.path()).is_empty());
+}
+
+/// Standard output of a command on a terminal with that many columns.
+fn on_terminal(columns: u16, mut command: Command) -> String {
+    let size = Winsize { ws_row: columns.min(40), ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let pty = openpty(&size, None).unwrap();
+    let child = command.stdout(Stdio::from(pty.slave)).stderr(Stdio::null()).spawn();
+    // It has the terminal, too.
+    drop(command);
+    let mut shown = Vec::new();
+    // The end of the last process on the other side is an error (EIO) here.
+    let _ = fs::File::from(pty.master).read_to_end(&mut shown);
+    child.unwrap().wait().unwrap();
+    String::from_utf8(shown).unwrap()
+}
+
+#[test]
+fn backup_is_queried_by_its_folder() {
+    let dir = folder("");
+    let dir = dir.path();
+    assert_eq!(run(dir, &["client", "add", "ci"]).0, 0);
+    let (code, _, err) = run(dir, &["audit", "backup", "copy"]);
+    assert_eq!(code, 0, "{err}");
+    fs::remove_dir_all(dir.join(".portcullis/audit")).unwrap();
+    for args in [&["query"][..], &["tail"], &["stats"], &["verify"], &["export"]] {
+        let args = [&["audit"], args, &["--store", "copy"]].concat();
+        let (code, out, err) = run(dir, &args);
+        assert_eq!(code, 0, "{args:?}: {err}");
+        assert!(!out.is_empty(), "{args:?}");
+    }
+    let (_, out, _) = run(dir, &["audit", "query", "--store", "copy"]);
+    assert!(out.contains("ci"), "{out}");
+    let (code, _, err) = run(dir, &["audit", "query", "--store", "copy", "--state-dir", "x"]);
+    assert_eq!((code, err.contains("cannot be used with")), (2, true), "{err}");
 }

@@ -78,6 +78,16 @@ impl Filter {
         found
     }
 
+    /// Whether the filter tests arguments or results, which records have only where a policy keeps
+    /// them.
+    pub fn uses_bodies(&self) -> bool {
+        let mut found = false;
+        self.0.tests(&mut |test| {
+            found |= matches!(test.column(), Column::Arguments | Column::Result);
+        });
+        found
+    }
+
     /// Whether the filter finds every record.
     pub fn is_all(&self) -> bool {
         self.0 == Expr::default()

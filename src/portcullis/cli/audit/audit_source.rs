@@ -37,6 +37,9 @@ pub(in crate::cli) struct LogLocation {
         conflicts_with = "state_dir"
     )]
     socket: Option<PathBuf>,
+    /// The folder of the store, such as a backup, instead of the config's
+    #[arg(long, global = true, value_name = "DIR", conflicts_with_all = ["state_dir", "socket"])]
+    store: Option<PathBuf>,
 }
 
 /// Audit log: of a running proxy, or the files of a proxy that does not run.
@@ -62,6 +65,9 @@ pub(super) fn unavailable(unavailable: Unavailable) -> anyhow::Error {
 impl LogLocation {
     /// Finds the log.
     pub(super) async fn find(&self, ctx: &Context) -> anyhow::Result<AuditSource> {
+        if let Some(store) = &self.store {
+            return Ok(AuditSource::Files(Files::copy(store.clone(), ctx)));
+        }
         if let Some(socket) = &self.socket {
             return Ok(AuditSource::Proxy(proxy_client::connect(socket).await?));
         }
@@ -82,8 +88,17 @@ impl LogLocation {
         self.socket.is_some()
     }
 
+    /// The folder of the store, if the command line gives it.
+    pub fn store(&self) -> Option<&Path> {
+        self.store.as_deref()
+    }
+
     /// Folders of the log, even if a proxy has it open; for operations that need no lock.
     pub(super) fn folders(&self, ctx: &Context) -> anyhow::Result<Folders> {
+        if let Some(store) = &self.store {
+            let files = Files::copy(store.clone(), ctx);
+            return Ok(Folders { state_dir: store.clone(), files });
+        }
         Ok(match &self.state_dir {
             Some(state_dir) => {
                 let files = Files::below(state_dir, ctx);
@@ -108,10 +123,13 @@ impl Files {
         Folders { state_dir, files: Self { store, config: Some(Box::new(config)), encryption } }
     }
 
-    /// Files below a given state folder. The config is read only for the keys of an encrypted
-    /// store.
+    /// Files below a given state folder.
     fn below(state_dir: &Path, ctx: &Context) -> Self {
-        let store = state_dir.join("audit");
+        Self::copy(state_dir.join("audit"), ctx)
+    }
+
+    /// Files of a given store. The config is read only for the keys of an encrypted store.
+    fn copy(store: PathBuf, ctx: &Context) -> Self {
         let config = portcullis_audit::is_encrypted(&store).then(|| ctx.load().ok()).flatten();
         let encryption = config.and_then(|loaded| loaded.config.audit.encryption);
         Self { store, config: None, encryption }

@@ -30,7 +30,7 @@ pub(super) struct VerifyArgs {
     #[arg(long, value_name = "SIZE|TIME|FILE")]
     since: Option<Since>,
     /// Verify the query indexes against the records, too
-    #[arg(long, conflicts_with = "store")]
+    #[arg(long)]
     indexes: bool,
     /// The verifier key, as printed by `portcullis audit key`, instead of the state folder's
     #[arg(long = "key", value_name = "KEY", value_parser = signing_keys::redacting_parser::<Verifier>())]
@@ -39,9 +39,6 @@ pub(super) struct VerifyArgs {
     /// newest checkpoints of a copy (`--store`) cannot be detected
     #[arg(long = "witness", value_name = "FILE")]
     witnesses: Vec<PathBuf>,
-    /// The folder of the store, such as a backup, instead of the config's
-    #[arg(long, value_name = "DIR")]
-    store: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -125,7 +122,10 @@ async fn ask(
     ctx: &Context,
     args: &VerifyArgs,
 ) -> anyhow::Result<Option<Client>> {
-    if args.store.is_some() {
+    if location.store().is_some() {
+        if args.indexes {
+            return Err(Usage("a copy has no indexes: omit `--indexes` or `--store`".into()).into());
+        }
         return Ok(None);
     }
     let readable = || {
@@ -150,18 +150,14 @@ async fn read_files(
     ctx: &Context,
     args: VerifyArgs,
 ) -> anyhow::Result<Report> {
-    let VerifyArgs { since, keys, witnesses, store, indexes } = args;
-    let (dir, state, encryption) = match (store, location.folders(ctx)) {
-        // A copy needs only its store and, if it is encrypted, its keys.
-        (Some(dir), Err(_)) => (dir, None, None),
-        (Some(dir), Ok(folders)) => (dir, None, folders.files.keys()?),
-        (None, folders) => {
-            let Folders { state_dir, files } = folders?;
-            files.permit(Role::Auditor)?;
-            let keys = files.keys()?;
-            (files.store, Some(state_dir), keys)
-        }
-    };
+    let VerifyArgs { since, keys, witnesses, indexes } = args;
+    let Folders { state_dir, files } = location.folders(ctx)?;
+    // A copy needs only its store and, if it is encrypted, its keys.
+    let state = location.store().is_none().then_some(state_dir);
+    if state.is_some() {
+        files.permit(Role::Auditor)?;
+    }
+    let (dir, encryption) = (files.store.clone(), files.keys()?);
     let request = Request { keys, witnesses, since, encryption, ..Request::of(dir, state) };
     let mut report = spawn_blocking(move || verify::verify(&request)).await??;
     if indexes {

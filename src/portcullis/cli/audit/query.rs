@@ -122,6 +122,9 @@ async fn records(
     if !ctx.is_json() {
         show(ctx, &found.lines, fields)?;
     }
+    if shown == 0 && query.filter.uses_bodies() {
+        ctx.note("records have arguments and results only where a policy has `@keep`");
+    }
     if let Some(next) = found.next {
         ctx.note(format_args!("there are more: --after {next}"));
     }
