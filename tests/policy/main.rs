@@ -286,6 +286,22 @@ fn can_i_prints_the_decision_with_its_rules() {
     "#);
 }
 
+#[test]
+fn can_i_evaluates_at_the_given_time() {
+    let folder = folder(
+        "@id(\"office-hours\")\npermit (principal, action, resource)\n\
+         when { context.now.toTime() >= duration(\"8h\") };\n",
+    );
+    for (time, code) in [("2026-11-23T07:59:59Z", 10), ("2026-11-23T08:00:00Z", 0)] {
+        let asked = ["policy", "can-i", "--as", "ci-bot", "--at", time, "tools/list"];
+        let output = portcullis(&folder, &asked);
+        assert_eq!(output.status.code(), Some(code), "{time}: {output:?}");
+    }
+    let output =
+        portcullis(&folder, &["policy", "can-i", "--as", "ci-bot", "--at", "8", "tools/list"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
 /// `desk` listed its tools when it last ran, so their annotations are known.
 #[test]
 fn can_i_uses_the_last_listed_annotations() {

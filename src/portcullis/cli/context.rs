@@ -82,6 +82,15 @@ impl Context {
         output::stdout(&format!("{}\n", output::escape(&text.to_string())))
     }
 
+    /// Prints a line of data that begins with a decision or a state, which has a color on a terminal.
+    ///
+    /// # Errors
+    /// As [`Context::line`].
+    pub fn state(&self, word: &str, rest: impl fmt::Display) -> io::Result<()> {
+        let rest = rest.to_string();
+        output::stdout(&format!("{}{}\n", output::state(word), output::escape(&rest)))
+    }
+
     /// Prints text without escaping; only for the program's own text (a schema).
     ///
     /// # Errors

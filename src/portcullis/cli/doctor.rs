@@ -19,7 +19,9 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         ctx.json(&serde_json::json!({ "ok": !failed, "checks": checks }))?;
     } else {
         for Check { name, status, detail, remedy } in &checks {
-            ctx.line(format!("{:<5} {name:<12} {detail}", text(*status)))?;
+            let word = text(*status);
+            let pad = 6_usize.saturating_sub(word.len());
+            ctx.state(word, format!("{:pad$}{name:<12} {detail}", ""))?;
             if let Some(remedy) = remedy {
                 ctx.line(format!("{:<19}{remedy}", ""))?;
             }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 
@@ -50,6 +50,35 @@ pub(super) fn stderr(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
+/// Whether output to a stream has colors: it is a terminal, and `NO_COLOR` is unset or empty.
+fn has_color(to: &impl IsTerminal) -> bool {
+    to.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Columns of tables with decisions and states.
+const COLORED_COLUMNS: [&str; 2] = ["DECISION", "STATE"];
+
+/// Color of a decision or a state.
+fn color(word: &str) -> Option<Color> {
+    match word {
+        "allowed" | "running" | "healthy" | "ok" => Some(Color::Green),
+        "refused" | "denied" | "failed" | "unhealthy" | "FAIL" | "not running" => Some(Color::Red),
+        "pulling" | "resting" | "leaving" | "disabled" | "warn" => Some(Color::Yellow),
+        _ => None,
+    }
+}
+
+/// A decision or a state, in its color on a terminal.
+pub(super) fn state(word: &str) -> Cow<'_, str> {
+    let number = match color(word).filter(|_| has_color(&io::stdout())) {
+        Some(Color::Green) => 32,
+        Some(Color::Red) => 31,
+        Some(_) => 33,
+        None => return escape(word),
+    };
+    format!("\u{1b}[{number}m{word}\u{1b}[0m").into()
+}
+
 /// Minimum columns of a wrapped cell of several words.
 const NARROWEST: usize = 20;
 
@@ -60,11 +89,11 @@ where
     R::Item: IntoIterator<Item = String>,
 {
     let width = io::stdout().is_terminal().then(|| Table::new().width()).flatten();
-    table_within(width, header, rows)
+    table_within(width, has_color(&io::stdout()), header, rows)
 }
 
 /// Table for a terminal of that many columns. 0 columns mean an unknown width.
-fn table_within<R>(width: Option<u16>, header: &[&str], rows: R) -> String
+fn table_within<R>(width: Option<u16>, colored: bool, header: &[&str], rows: R) -> String
 where
     R: IntoIterator,
     R::Item: IntoIterator<Item = String>,
@@ -77,7 +106,15 @@ where
         for (of_words, cell) in of_words.iter_mut().zip(&row) {
             *of_words |= cell.trim().contains(' ');
         }
-        table.add_row(row);
+        let cells = row.into_iter().zip(header).map(|(text, column)| {
+            let color = color(&text).filter(|_| colored && COLORED_COLUMNS.contains(column));
+            let cell = Cell::new(text);
+            match color {
+                Some(color) => cell.fg(color),
+                None => cell,
+            }
+        });
+        table.add_row(cells);
     }
     // Ids, names and times are not wrapped, so that they can be copied. If they leave too little
     // for the rest, the terminal breaks the lines.
@@ -109,8 +146,10 @@ where
 
 /// Diagnostic with the excerpt of its file below, in color on a terminal.
 pub(super) fn render(diagnostic: &dyn miette::Diagnostic, to: &impl IsTerminal) -> String {
-    let plain = !to.is_terminal() || std::env::var_os("NO_COLOR").is_some();
-    let theme = if plain { GraphicalTheme::unicode_nocolor() } else { GraphicalTheme::unicode() };
+    let theme = match has_color(to) {
+        true => GraphicalTheme::unicode(),
+        false => GraphicalTheme::unicode_nocolor(),
+    };
     let mut text = String::new();
     let handler = GraphicalReportHandler::new_themed(theme).with_links(false);
     if handler.render_report(&mut text, diagnostic).is_err() {
@@ -219,7 +258,7 @@ mod tests {
         let why = "no container engine answers and the program cannot be packed into an image";
         let within = |width| {
             let row = [id.to_owned(), why.to_owned()];
-            table_within(width, &["ID", "WHY"], [row])
+            table_within(width, false, &["ID", "WHY"], [row])
         };
         let whole = format!("{:36}  WHY\n{id}  {why}\n", "ID");
         // No terminal, a terminal of unknown width, and a terminal that is too narrow.

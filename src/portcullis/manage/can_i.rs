@@ -51,6 +51,8 @@ pub struct Question {
     pub source_ip: Option<IpAddr>,
     /// Value of `context.session_calls`.
     pub session_calls: Option<u64>,
+    /// Time of the request; `None`: now.
+    pub at: Option<jiff::Timestamp>,
     /// Whether the answer has an explanation of each policy.
     pub explain: bool,
 }
@@ -109,7 +111,7 @@ pub fn answer(question: &Question, config: &Config, engine: &Engine) -> anyhow::
         why,
         origin,
     };
-    let now = jiff::Timestamp::now();
+    let now = question.at.unwrap_or_else(jiff::Timestamp::now);
     let principal = match &requester {
         Requester::Client(principal) => principal,
         Requester::Server(_) | Requester::Plugin(_) => {

@@ -46,6 +46,9 @@ pub struct CanI {
     /// Value of `context.session_calls`
     #[arg(long, value_name = "NUMBER")]
     session_calls: Option<u64>,
+    /// Evaluate at this time, such as `2026-11-21T17:00:00Z`. Default: now
+    #[arg(long, value_name = "TIME")]
+    at: Option<jiff::Timestamp>,
     /// Explain the result of each policy that matches or nearly matches
     #[arg(long)]
     explain: bool,
@@ -86,6 +89,7 @@ impl From<CanI> for Question {
             transport,
             source_ip,
             session_calls,
+            at,
             explain,
         } = args;
         Self {
@@ -99,6 +103,7 @@ impl From<CanI> for Question {
             transport,
             source_ip,
             session_calls,
+            at,
             explain,
         }
     }
@@ -111,7 +116,7 @@ fn print(answer: &Answer, ctx: &Context) -> anyhow::Result<()> {
     }
     let Answer { outcome, explanation, why, origin, .. } = answer;
     let verdict = if outcome.allowed { "allowed" } else { "denied" };
-    ctx.line(format!("{verdict}: {explanation}"))?;
+    ctx.state(verdict, format!(": {explanation}"))?;
     for rule in &outcome.rules {
         let file = rule.file.as_deref().unwrap_or(Path::new("")).display();
         let line = rule.line.map(|line| format!(":{line}")).unwrap_or_default();
