@@ -561,6 +561,74 @@ fn entry_of_an_mcp_client_in_a_changed_file_is_removed() {
     assert!(names_of_clients(dir.path()).is_empty());
 }
 
+#[test]
+fn config_value_is_read_and_set() {
+    let text = "# Mine\n[servers.a] # here\ncommand = ['true']\n";
+    let dir = folder(text);
+    let dir = dir.path();
+    let file = dir.join("portcullis.toml");
+    let (code, out, _) = run(dir, &["config", "get", "servers.a.call-timeout-s"]);
+    assert_eq!((code, out.as_str()), (0, "60\n"));
+    let (code, out, err) = run(dir, &["config", "get", "servers.a.image"]);
+    assert_eq!((code, out.as_str(), err.contains("is not set")), (1, "", true));
+    let (code, _, err) = run(dir, &["config", "get", "servers.a.imgae"]);
+    assert_eq!((code, err.contains("did you mean `image`?")), (1, true), "{err}");
+    let (code, out, _) = run(dir, &["config", "get", "servers.a.command", "--format", "json"]);
+    assert_eq!(
+        (code, serde_json::from_str::<Value>(&out).unwrap()),
+        (0, serde_json::json!(["true"]))
+    );
+    for value in ["0", "-1", "fast"] {
+        let (code, _, err) = run(dir, &["config", "set", "servers.a.call-timeout-s", value]);
+        assert_eq!(code, 2, "{err}");
+        assert!(err.contains("portcullis.toml is not changed"), "{err}");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    assert_eq!(run(dir, &["config", "set", "servers.a.call-timeout-s", "90"]).0, 0);
+    assert_eq!(run(dir, &["config", "set", "listen.http", "127.0.0.1:8899"]).0, 0);
+    let (_, out, _) = run(dir, &["config", "get", "listen.http"]);
+    assert_eq!(out, "127.0.0.1:8899\n");
+    let now = fs::read_to_string(&file).unwrap();
+    assert!(now.starts_with(text) && now.contains("call-timeout-s = 90\n"), "{now}");
+    // A config with an error is not changed.
+    fs::write(&file, "[listen\n").unwrap();
+    let (code, _, err) = run(dir, &["config", "set", "listen.http", "127.0.0.1:1"]);
+    assert_eq!((code, err.contains("config-syntax")), (1, true), "{err}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "[listen\n");
+}
+
+#[test]
+fn status_without_a_proxy_exits_with_1() {
+    let dir = folder(
+        "[servers.a]\ncommand = ['true']\nruntime = 'sandbox'\n[servers.b]\nurl = 'https://b.example/mcp'\nenabled = false\n",
+    );
+    let (code, out, err) = run(dir.path(), &["status"]);
+    assert_eq!(code, 1, "{err}");
+    for part in ["not running; `portcullis run`", "policies  0, revision", "disabled"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let (code, out, _) = run(dir.path(), &["status", "--format", "json"]);
+    let status: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &status["running"]), (1, &false.into()));
+    assert_eq!(status["servers"].as_array().unwrap().len(), 2);
+    fs::write(dir.path().join("policies/a.cedar"), "permit(").unwrap();
+    let (_, out, _) = run(dir.path(), &["status"]);
+    assert!(out.contains("policies  invalid"), "{out}");
+}
+
+#[test]
+fn completions_name_the_verbs() {
+    let dir = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, out, err) = run(dir.path(), &["completions", shell]);
+        assert_eq!((code, err.as_str()), (0, ""), "{shell}");
+        assert!(out.contains("portcullis") && out.contains("completions"), "{shell}");
+    }
+    let script = dir.path().join("portcullis.bash");
+    fs::write(&script, run(dir.path(), &["completions", "bash"]).1).unwrap();
+    assert!(Command::new("bash").arg("-n").arg(script).status().unwrap().success());
+}
+
 /// Standard output of a command on a terminal with that many columns.
 fn on_terminal(columns: u16, mut command: Command) -> String {
     let size = Winsize { ws_row: columns.min(40), ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
@@ -573,6 +641,30 @@ fn on_terminal(columns: u16, mut command: Command) -> String {
     let _ = fs::File::from(pty.master).read_to_end(&mut shown);
     child.unwrap().wait().unwrap();
     String::from_utf8(shown).unwrap()
+}
+
+#[test]
+fn decisions_and_states_have_colors_on_a_terminal_only() {
+    let dir = folder(
+        "[servers.b]\nurl = 'https://b.example/mcp'\nenabled = false\n[clients.ann]\n\
+         key-hash = 'sha256:0000000000000000000000000000000000000000000000000000000000000000'\n",
+    );
+    let denied = ["policy", "can-i", "--as", "ann", "initialize"];
+    for (args, colored) in [
+        (&denied[..], "\u{1b}[31mdenied\u{1b}[0m: no policy"),
+        (&["status"], "\u{1b}[31mnot running\u{1b}[0m;"),
+        (&["server", "ls"], "mdisabled"),
+        (&["doctor"], "\u{1b}[32mok\u{1b}[0m    "),
+    ] {
+        let shown = on_terminal(200, command(dir.path(), args));
+        assert!(shown.contains(colored), "{args:?}: {shown:?}");
+        let mut plain = command(dir.path(), args);
+        plain.env("NO_COLOR", "1");
+        let plain = on_terminal(200, plain);
+        assert!(!plain.contains('\u{1b}') && !plain.is_empty(), "{args:?}: {plain:?}");
+        let (_, piped, _) = run(dir.path(), args);
+        assert!(!piped.contains('\u{1b}'), "{args:?}: {piped:?}");
+    }
 }
 
 #[test]
@@ -593,4 +685,32 @@ fn backup_is_queried_by_its_folder() {
     assert!(out.contains("ci"), "{out}");
     let (code, _, err) = run(dir, &["audit", "query", "--store", "copy", "--state-dir", "x"]);
     assert_eq!((code, err.contains("cannot be used with")), (2, true), "{err}");
+}
+
+#[test]
+fn empty_list_of_tools_names_the_missing_policy() {
+    let dir = folder(
+        "[servers.notes]\ncommand = ['portcullis', 'example-server', 'notes']\nruntime = 'sandbox'\n",
+    );
+    let dir = dir.path();
+    let policies = |text: &str| fs::write(dir.join("policies/a.cedar"), text).unwrap();
+    let connects = "permit (principal, action == Portcullis::Action::\"connect\", resource);\n\
+                    permit (principal, action == Portcullis::Action::\"launch\", resource)\n\
+                    when { resource.deviations.isEmpty() };\n";
+    let (code, _, err) = run(dir, &["tools", "ls"]);
+    assert_eq!(code, 10, "{err}");
+    assert!(err.contains("You act as the local user `"), "{err}");
+    policies(connects);
+    let (code, _, err) = run(dir, &["tools", "ls"]);
+    assert_eq!(code, 0, "{err}");
+    for part in [
+        "Policies permit the local user `",
+        "server tools notes",
+        "policy new read-only --local-user ",
+    ] {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+    fs::write(dir.join("portcullis.toml"), "").unwrap();
+    let (_, _, err) = run(dir, &["tools", "ls"]);
+    assert!(err.contains("`portcullis add`"), "{err}");
 }

@@ -50,6 +50,7 @@ pub use sections::{
 };
 pub use values::ProxyNetwork;
 
+use indexmap::IndexMap;
 use sha2::{Digest as _, Sha256};
 
 use portcullis_protocol::names::ServerName;
@@ -83,7 +84,10 @@ pub struct Loaded {
     pub only_locked: bool,
     /// Profile of the run (`run --profile`).
     pub profile: Option<String>,
-    /// Servers of the file that the profile leaves out or overrides, as the file defines them.
+    /// Servers of the file with `enabled = false`. `config` does not have them.
+    pub disabled: IndexMap<ServerName, Server>,
+    /// Disabled servers, and servers of the file that the profile leaves out or overrides, as the file
+    /// defines them.
     /// Their protected paths stay protected from the running servers.
     pub aside: Vec<Server>,
     document: Document,
@@ -187,6 +191,9 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
     match config {
         Some(mut config) if findings.iter().all(|f| f.severity == Severity::Warning) => {
             deserialize::resolve(&mut config, &base);
+            let (servers, disabled): (_, IndexMap<_, _>) =
+                std::mem::take(&mut config.servers).into_iter().partition(|(_, one)| one.enabled);
+            config.servers = servers;
             let path = path.to_owned();
             let revision = format!("sha256:{}", hex::encode(Sha256::digest(text)));
             let warnings = findings;
@@ -198,7 +205,8 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Diagnostics> {
                 warnings,
                 only_locked: false,
                 profile: None,
-                aside: Vec::new(),
+                aside: disabled.values().cloned().collect(),
+                disabled,
                 document,
             })
         }

@@ -58,7 +58,7 @@ bogus = 1
         = known here: `listen`, `state-dir`, `policy`, `audit`, `admin`, `approvals`, `limits`, `telemetry`, `engine`, `registries`, `signers`, `clients`, `servers`, `interceptors`
     5:1 [config-unknown-key] unknown key `imgae`
         ^ did you mean `image`?
-        = known here: `image`, `signed-by`, `command`, `url`, `transport`, `runtime`, `pod-socket`, `prefix`, `env`, `secrets`, `headers`, `restart-on-rotation`, `mounts`, `resources`, `egress`, `egress-limits`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `health-s`, `health-timeout-s`, `concurrent`, `queue`, `sharing`, `instances`, `warm`, `replicas`, `tools`
+        = known here: `enabled`, `image`, `signed-by`, `command`, `url`, `transport`, `runtime`, `pod-socket`, `prefix`, `env`, `secrets`, `headers`, `restart-on-rotation`, `mounts`, `resources`, `egress`, `egress-limits`, `hardening`, `era`, `start-timeout-s`, `call-timeout-s`, `idle-stop-s`, `health-s`, `health-timeout-s`, `concurrent`, `queue`, `sharing`, `instances`, `warm`, `replicas`, `tools`
     8:11 [config-missing-key] the key `window` is missing
         ^ in this table
         = `window`: Length of the window: a number and one of `ms`, `s`, `m`, `h`, `d`, such as `1m`.

@@ -62,6 +62,9 @@ pub struct Signer {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Server {
+    /// Whether clients have the server. A disabled server stays in the config and does not run
+    /// (`portcullis server disable`).
+    pub enabled: bool,
     /// Container image: by digest (`name@sha256:…`), by tag (`registry/name:tag`, resolved once
     /// into the lock file), or by a local image id (`sha256:…`).
     pub image: Option<String>,
@@ -155,6 +158,7 @@ pub struct Server {
 impl Default for Server {
     fn default() -> Self {
         Self {
+            enabled: true,
             image: None,
             signed_by: Vec::new(),
             command: None,

@@ -154,7 +154,7 @@ impl Instance {
             state.crashed(&running, &why);
             self.server().emit_end(&running, why).await;
         }
-        self.server().ensure_active()?;
+        self.server().ensure_started()?;
         let cooldown = state.begin_start()?;
         match self.launch(until).await {
             Ok(running) => {
@@ -398,6 +398,18 @@ impl Instance {
         self.watches.begin(&new);
         drop(state);
         Ok(ReplaceOutcome::Busy(self.replacement.drain(old, why).await))
+    }
+
+    /// Ends the running process after its calls. Returns the number of the calls; `None` if no
+    /// process runs. The next call may start another one.
+    pub(super) async fn stop(&self, why: &str) -> Option<usize> {
+        let _one_at_a_time = self.replacement.turn().await;
+        let mut state = self.lifecycle.lock().await;
+        let running = state.running()?.clone();
+        state.withdraw(None);
+        state.stopped();
+        drop(state);
+        Some(self.replacement.drain(running, why).await)
     }
 
     /// Ends the instance for good.

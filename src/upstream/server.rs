@@ -90,10 +90,10 @@ pub struct Reading {
     faults: Vec<String>,
 }
 
-/// Result of a restart.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Result of a restart or a stop.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartReport {
-    /// Number of restarted instances.
+    /// Number of restarted or stopped instances.
     pub instances: usize,
     /// Number of calls that finish on the old instances, which end after that.
     pub calls: usize,
@@ -425,7 +425,7 @@ impl Server {
         let all = futures_util::stream::iter(self.instances.all());
         let all = all.map(|instance| async move { instance.replace(why).await });
         let all: Vec<_> = all.buffer_unordered(REPLACED_AT_ONCE).collect().await;
-        let mut restarted = RestartReport { instances: 0, calls: 0 };
+        let mut restarted = RestartReport::default();
         for replaced in all {
             if let ReplaceOutcome::Busy(calls) = replaced? {
                 restarted.instances += 1;
@@ -433,6 +433,46 @@ impl Server {
             }
         }
         Ok(restarted)
+    }
+
+    /// Stops each instance after its calls, and refuses further calls until
+    /// [`start`](Self::start). A changed entry of the config is a new server, which takes calls.
+    pub async fn stop(&self) -> RestartReport {
+        let why = "an operator stopped it";
+        self.common.stopped_by_operator.store(true, Ordering::Relaxed);
+        self.pool.restart(why).await;
+        let all = self.instances.all();
+        let all = join_all(all.iter().map(|instance| instance.stop(why))).await;
+        let mut stopped = RestartReport::default();
+        for calls in all.into_iter().flatten() {
+            stopped.instances += 1;
+            stopped.calls += calls;
+        }
+        stopped
+    }
+
+    /// Takes calls again after [`stop`](Self::stop), and starts the shared instance.
+    ///
+    /// # Errors
+    /// A [`CallError`] if it does not start.
+    pub async fn start(&self) -> Result<(), CallError> {
+        self.common.stopped_by_operator.store(false, Ordering::Relaxed);
+        self.pool.sweep().await;
+        self.retry_now().await;
+        self.shared().running().await.map(drop)
+    }
+
+    /// Whether an operator stopped the server.
+    pub fn is_stopped_by_operator(&self) -> bool {
+        self.common.stopped_by_operator.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server takes calls.
+    ///
+    /// # Errors
+    /// `server-unavailable` with the reason.
+    pub fn ensure_started(&self) -> Result<(), Refusal> {
+        self.common.ensure_started()
     }
 
     /// State of the server and its instances.

@@ -48,6 +48,8 @@ pub(super) struct ServerShared {
     events: mpsc::Sender<ServerEvent>,
     /// Reason why no further instance starts.
     stopped: OnceLock<&'static str>,
+    /// Whether an operator stopped the server until they start it again.
+    pub stopped_by_operator: AtomicBool,
     /// Eras that the server speaks, as far as handshakes have shown.
     pub eras: RwLock<Option<Eras>>,
     /// Whether the server refused `initialize`, although it claims to speak both eras.
@@ -85,6 +87,7 @@ impl ServerShared {
             unrouted,
             events,
             stopped: OnceLock::new(),
+            stopped_by_operator: AtomicBool::new(false),
             eras: RwLock::default(),
             only_modern: AtomicBool::new(false),
             legacy_handshake: RwLock::default(),
@@ -138,6 +141,20 @@ impl ServerShared {
                 Err(Refusal::new(Code::ServerUnavailable, words))
             }
         }
+    }
+
+    /// Whether the server takes calls.
+    ///
+    /// # Errors
+    /// `server-unavailable` after [`stop_launches`](Self::stop_launches), or while an operator has
+    /// stopped the server.
+    pub fn ensure_started(&self) -> Result<(), Refusal> {
+        self.ensure_active()?;
+        if self.stopped_by_operator.load(Ordering::Relaxed) {
+            let words = format!("server `{}` is stopped by the operator", self.name);
+            return Err(Refusal::new(Code::ServerUnavailable, words));
+        }
+        Ok(())
     }
 
     /// Longest time of a call.

@@ -144,6 +144,9 @@ impl WarmPool {
     }
 
     fn is_short(&self) -> bool {
+        if self.server().ensure_started().is_err() {
+            return false;
+        }
         let slot = self.slot.lock();
         let warm = self.server().settings.warm;
         !self.closing.is_cancelled() && !slot.cooldown.is_active() && slot.waiting.len() < warm

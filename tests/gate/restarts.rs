@@ -132,6 +132,46 @@ async fn restart_loses_no_call() {
 }
 
 #[tokio::test]
+async fn stopped_server_refuses_calls_until_it_is_started() {
+    let gate = Setup::crooked("warm = 1").start().await;
+    let agent = gate.modern();
+    agent.call("crooked__echo", echo()).await.unwrap();
+    let slow = tokio::spawn({
+        let agent = gate.modern();
+        async move { agent.text("crooked__slow", json!({ "ms": 3_000 })).await }
+    });
+    until("the call to be under way", async || {
+        (stats(&gate).await["instances"][0]["active"] == 1).then_some(())
+    })
+    .await;
+    let stopped = gate.cli(&["server", "stop", "crooked", "--format", "json"]).await.expect(0);
+    assert_eq!(stopped, json!({ "instances": 1, "calls": 1 }));
+    assert_eq!(agent.refused("crooked__echo", echo()).await, "server-unavailable");
+    // The call in flight finishes, then all processes end, and none is started in advance.
+    assert_eq!(slow.await.unwrap(), "at last");
+    until("it to be gone", async || marked(&gate.mark).is_empty().then_some(())).await;
+    let status = gate.cli(&["status", "--format", "json"]).await.expect(0);
+    assert_eq!(status["running"], true);
+    assert!(status["address"].as_str().unwrap().starts_with("http://127.0.0.1:"), "{status}");
+    assert_eq!(status["servers"][0]["stoppedByOperator"], true, "{status:#}");
+    assert_eq!(agent.refused("crooked__echo", echo()).await, "server-unavailable");
+    assert!(marked(&gate.mark).is_empty());
+    gate.cli(&["server", "stop", "crooked", "--format", "json"]).await.expect(0);
+
+    gate.cli(&["server", "start", "crooked", "--format", "json"]).await.expect(0);
+    assert!(!marked(&gate.mark).is_empty());
+    agent.call("crooked__echo", echo()).await.unwrap();
+    let ended = gate.records(&["event = server-stopped"]).await;
+    assert!(ended.iter().any(|end| end["reason"] == "an operator stopped it"), "{ended:#?}");
+    let asked = gate.records(&["event = admin-action"]).await;
+    let asked: Vec<_> = asked.iter().filter_map(|one| one["verb"].as_str()).collect();
+    for verb in ["POST /v1/servers/crooked/stop", "POST /v1/servers/crooked/start"] {
+        assert!(asked.contains(&verb), "{asked:?}");
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn failed_restart_keeps_the_old_process() {
     // It starts once: the second time, its program is gone.
     let folder = tempfile::tempdir().unwrap();

@@ -4,6 +4,6 @@ mod entry;
 mod policy;
 mod replace;
 
-pub use entry::{EntryError, add, names, remove};
+pub use entry::{EntryError, add, enable, names, parse_key, remove, set_key};
 pub use policy::{file_name, left_on_id, policy, tools_left_on};
 pub use replace::{ExistingEntry, Replacement};

@@ -15,7 +15,8 @@ use crate::Gateway;
 use portcullis_upstream::{ReloadScope, RestartReport, RotationReport, Server};
 
 /// `GET /v1/servers`, `GET /v1/servers/NAME/log`, `GET /v1/servers/NAME/tools`, `GET /v1/status`,
-/// `POST /v1/servers/NAME/secrets`, `POST /v1/servers/NAME/restart`.
+/// `POST /v1/servers/NAME/secrets`, `POST /v1/servers/NAME/restart`, `POST /v1/servers/NAME/stop`,
+/// `POST /v1/servers/NAME/start`.
 pub fn routes(proxy: Arc<Gateway>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
@@ -24,6 +25,8 @@ pub fn routes(proxy: Arc<Gateway>) -> Router {
         .route("/v1/servers/{name}/tools", get(tools))
         .route("/v1/servers/{name}/secrets", post(secrets))
         .route("/v1/servers/{name}/restart", post(restart))
+        .route("/v1/servers/{name}/stop", post(stop))
+        .route("/v1/servers/{name}/start", post(start))
         .with_state(proxy)
 }
 
@@ -34,6 +37,7 @@ async fn status(State(proxy): State<Arc<Gateway>>) -> Json<Value> {
     let (rejected, waiting) = proxy.servers.unfollowed();
     Json(json!({
         "version": env!("CARGO_PKG_VERSION"),
+        "address": proxy.config.listen.http,
         "policies": policies,
         "config": {
             // Present while the present file is not in use.
@@ -110,6 +114,38 @@ async fn restart(
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
             .remedy("running instances continue; `portcullis server logs` may have the cause")
     })?))
+}
+
+/// Stops a server's instances; in-flight calls finish, further calls are refused.
+async fn stop(
+    State(proxy): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+) -> Result<Json<RestartReport>, Problem> {
+    let server = server(&proxy, &name)?;
+    // On a task of its own, since the operator may disconnect before its end.
+    let stopped = tokio::spawn(async move { server.stop().await }).await;
+    stopped.map(Json).map_err(|error| {
+        let message = format!("server `{name}` was not stopped: {error}");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    })
+}
+
+/// Lets a stopped server take calls again, and starts it.
+async fn start(
+    State(proxy): State<Arc<Gateway>>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let server = server(&proxy, &name)?;
+    let started = tokio::spawn(async move { server.start().await });
+    let started = started.await.map_err(|error| error.to_string());
+    started.and_then(|done| done.map_err(|failure| failure.to_string())).map_err(|why| {
+        Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("server `{name}` did not start: {why}"),
+        )
+        .remedy(format!("`portcullis server logs {name}` may have the cause"))
+    })?;
+    Ok(Json(json!({ "server": name, "started": true })))
 }
 
 fn server(proxy: &Gateway, name: &str) -> Result<Arc<Server>, Problem> {

@@ -340,7 +340,7 @@ impl Pipeline {
         // The decision was about the entry that had the server's name then. The config may have
         // changed since, because a person's approval takes time.
         if let Some(server) = server.as_ref().filter(|_| counts) {
-            server.ensure_active()?;
+            server.ensure_started()?;
         }
         self.recorder().record_intent(exchange, record).await.map_err(|error| {
             tracing::error!(decision = %exchange.id, %error, "call refused: it could not be recorded");

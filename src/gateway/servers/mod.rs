@@ -237,6 +237,7 @@ impl Servers {
                 "process": status.process,
                 "revision": status.revision,
                 "active": status.active,
+                "stoppedByOperator": server.is_stopped_by_operator(),
                 "failure": status.failure.map(|why| self.recorder.shown(&why)),
                 "instances": instances,
                 "warm": status.warm,

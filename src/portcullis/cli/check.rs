@@ -55,7 +55,7 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
     ) {
         Ok(engine) => {
             let status = engine.status();
-            let looks = engine.analyse(&super::policy::inventory(&loaded.config));
+            let looks = engine.analyse(&super::policy::inventory(&loaded));
             let warnings = status.borrow().warnings.clone();
             found.extend(warnings.iter().chain(&looks).map(|warning| placed(&loaded, warning)));
             let entries = loaded.config.interceptors.iter().enumerate();

@@ -10,6 +10,8 @@ mod cases;
 mod catalog;
 mod check;
 mod client;
+mod completions;
+mod config;
 mod config_errors;
 mod connect;
 mod context;
@@ -27,6 +29,7 @@ mod secret;
 mod server;
 mod signing_keys;
 mod start_failure;
+mod status;
 mod tools;
 
 use std::{ffi::OsStr, process::ExitCode, time::Duration};
@@ -53,6 +56,8 @@ struct Cli {
 enum Verb {
     /// Run the proxy
     Run(run::Args),
+    /// Show the proxy, its servers, policies, audit log and clients
+    Status(status::Args),
     /// Check config, policies and plugins, and list all findings
     Check(check::Args),
     /// Check this machine: container engine, sandbox, limits
@@ -61,6 +66,8 @@ enum Verb {
     Connect(connect::Args),
     /// Filter a container engine's socket: only requests that Portcullis needs pass
     Guard(guard::Args),
+    /// Print and set single values of the config
+    Config(config::Args),
     /// Manage clients and their keys
     Client(client::Args),
     /// Manage servers
@@ -83,6 +90,8 @@ enum Verb {
     Audit(audit::Args),
     /// Print a schema
     Schema(schema::Args),
+    /// Print the completions of a shell
+    Completions(completions::Args),
 }
 
 /// Definition of the command line, for code that checks or documents commands without running them.
@@ -163,10 +172,12 @@ impl Verb {
     async fn run(self, ctx: &Context) -> anyhow::Result<Exit> {
         match self {
             Self::Run(args) => run::run(args, ctx).await,
+            Self::Status(args) => status::run(args, ctx).await,
             Self::Check(args) => check::run(args, ctx).await,
             Self::Doctor(args) => doctor::run(args, ctx).await,
             Self::Connect(args) => connect::run(args, ctx).await,
             Self::Guard(args) => guard::run(args, ctx).await,
+            Self::Config(args) => config::run(args, ctx).await,
             Self::Client(args) => client::run(args, ctx).await,
             Self::Server(args) => server::run(args, ctx).await,
             Self::Catalog(args) => catalog::run(args, ctx).await,
@@ -178,6 +189,7 @@ impl Verb {
             Self::Approve(args) => approve::run(args, ctx).await,
             Self::Audit(args) => audit::run(args, ctx).await,
             Self::Schema(args) => schema::run(args, ctx).await,
+            Self::Completions(args) => completions::run(args, ctx).await,
         }
     }
 }

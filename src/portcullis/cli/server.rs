@@ -4,7 +4,8 @@ mod cleanup;
 mod export;
 mod images;
 mod inspect;
-mod restart;
+mod life;
+mod ls;
 mod stats;
 mod verify;
 
@@ -13,17 +14,14 @@ pub(super) use images::show as show_pulls;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     Context, Exit, catalog,
     proxy_client::{Located, ProxyArgs},
     start_failure::reported,
 };
-use crate::manage::{
-    images::LockMode,
-    servers::{configured, launcher},
-};
+use crate::manage::{images::LockMode, servers::configured};
 use portcullis_config::Loaded;
 use portcullis_foundation::atomic_file;
 use portcullis_gateway::{GatewayBuilder, Purpose, admin};
@@ -68,6 +66,20 @@ enum Verb {
     },
     /// Restart a server's running instances; in-flight calls finish on the old ones
     Restart {
+        /// The server's name in the config
+        server: ServerName,
+        #[command(flatten)]
+        proxy_args: ProxyArgs,
+    },
+    /// Stop a server's running instances after their calls, and refuse further calls until `start`
+    Stop {
+        /// The server's name in the config
+        server: ServerName,
+        #[command(flatten)]
+        proxy_args: ProxyArgs,
+    },
+    /// Start a server now, also after `stop`
+    Start {
         /// The server's name in the config
         server: ServerName,
         #[command(flatten)]
@@ -118,7 +130,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
         Verb::Pull(which) => images::pull(ctx, &which).await,
         Verb::Export(export) => export::run(export, ctx).await,
-        Verb::Ls(proxy_args) => ls(ctx, proxy_args.proxy(ctx).await?).await,
+        Verb::Ls(proxy_args) => ls::run(ctx, proxy_args.proxy(ctx).await?).await,
         Verb::Inspect { server } => {
             let loaded = ctx.load()?;
             let proxy = admin::Client::find(&loaded.config).await;
@@ -135,7 +147,15 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
         Verb::Restart { server, proxy_args } => {
             let proxy = running(&proxy_args, ctx, Some(&server)).await?;
-            restart::run(ctx, proxy, &server).await
+            life::run(ctx, proxy, &server, life::Action::Restart).await
+        }
+        Verb::Stop { server, proxy_args } => {
+            let proxy = running(&proxy_args, ctx, Some(&server)).await?;
+            life::run(ctx, proxy, &server, life::Action::Stop).await
+        }
+        Verb::Start { server, proxy_args } => {
+            let proxy = running(&proxy_args, ctx, Some(&server)).await?;
+            life::run(ctx, proxy, &server, life::Action::Start).await
         }
         Verb::Cleanup(args) => cleanup::run(ctx, &args).await,
         Verb::Logs { server, proxy_args } => {
@@ -156,46 +176,6 @@ async fn running(
         configured(loaded, server)?;
     }
     Ok(proxy)
-}
-
-async fn ls(ctx: &Context, found: Located) -> anyhow::Result<Exit> {
-    let states: Vec<Value> = match found {
-        Located::Running(proxy, _) => proxy.get_json("/v1/servers").await?,
-        Located::Alone(loaded) => {
-            let launcher = launcher(&loaded).await;
-            let servers = loaded.config.servers.iter();
-            servers
-                .map(|(name, settings)| {
-                    let placement = launcher.placement(settings);
-                    json!({ "name": name, "state": "stopped", "place": placement.kind(), "why": placement.why() })
-                })
-                .collect()
-        }
-    };
-    if ctx.is_json() {
-        ctx.json(&states)?;
-    } else {
-        let rows = states.iter().map(|state| {
-            ["name", "state", "place", "process", "revision"]
-                .map(|key| state[key].as_str().unwrap_or("").to_owned())
-                .into_iter()
-                .chain([state["failure"]
-                    .as_str()
-                    .or(state["why"].as_str())
-                    .unwrap_or("")
-                    .to_owned()])
-                .collect::<Vec<_>>()
-        });
-        ctx.table(&["SERVER", "STATE", "PLACE", "PROCESS", "REVISION", "WHY"], rows)?;
-        for state in &states {
-            let name = state["name"].as_str().unwrap_or("");
-            let notices = state["notices"].as_array().into_iter().flatten();
-            for notice in notices.filter_map(Value::as_str) {
-                ctx.line(format_args!("{name}: {notice}"))?;
-            }
-        }
-    }
-    Ok(Exit::Ok)
 }
 
 async fn tools(

@@ -9,7 +9,10 @@ use super::{
     proxy_client::{Located, ProxyArgs},
     start_failure::reported,
 };
-use crate::manage::one_shot;
+use crate::manage::{
+    one_shot,
+    tool_lists::{acting, missing, nothing_listed},
+};
 use portcullis_config::Loaded;
 use portcullis_gateway::{GatewayBuilder, Purpose, admin, front::http::AS};
 use portcullis_protocol::{
@@ -96,6 +99,12 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             ctx.json(error)?;
         } else {
             ctx.note(error["message"].as_str().unwrap_or("refused"));
+            if args.client.is_none() && error["data"]["code"] == "policy-denied" {
+                ctx.note(format_args!(
+                    "You act as {}; `--as CLIENT` selects a client.",
+                    acting(None)
+                ));
+            }
         }
         // Only the proxy's errors have a decision id.
         let code = error["data"]["decision"].as_str().and(error["data"]["code"].as_str());
@@ -131,6 +140,10 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         }
     }
     missing.iter().for_each(|missing| ctx.note(missing));
+    let is_empty = || result["tools"].as_array().is_some_and(Vec::is_empty);
+    if name.is_none() && missing.is_empty() && is_empty() {
+        ctx.note(nothing_listed(args.client.as_deref(), &states));
+    }
     let complete = result["isError"] != true && missing.is_empty();
     Ok(if complete { Exit::Ok } else { Exit::Failure })
 }
@@ -138,18 +151,6 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 /// Whether a response has a result rather than an error.
 fn is_result(answer: &[u8]) -> bool {
     serde_json::from_slice::<Value>(answer).is_ok_and(|answer| answer.get("result").is_some())
-}
-
-/// A sentence for each server whose tools are missing from the list, by the states of all servers.
-fn missing(states: &[Value]) -> Vec<String> {
-    let beginning = format!("missing from `{}`: ", Method::TOOLS_LIST);
-    let of = |state: &Value| {
-        let name = state["name"].as_str()?;
-        let mut notices = state["notices"].as_array()?.iter().filter_map(Value::as_str);
-        let why = notices.find_map(|notice| notice.strip_prefix(&beginning))?;
-        Some(format!("the tools of server `{name}` are missing: {why}"))
-    };
-    states.iter().filter_map(of).collect()
 }
 
 /// Header of a table of tools.

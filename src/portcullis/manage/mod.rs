@@ -6,13 +6,17 @@
 pub mod bridge;
 pub mod can_i;
 pub mod client_files;
+pub mod config_values;
 pub mod doctor;
 pub mod images;
 pub mod locked_images;
 pub mod one_shot;
 pub mod profile_overrides;
 pub mod run;
+pub mod server_states;
 pub mod servers;
+pub mod status;
+pub mod tool_lists;
 
 use std::any::Any;
 

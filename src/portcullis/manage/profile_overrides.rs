@@ -20,6 +20,9 @@ pub fn with_overrides<'a>(
 ) -> anyhow::Result<(&'a ServerName, Server)> {
     let known = loaded.config.servers.iter().find(|(known, _)| known.as_str() == name);
     let Some((known, server)) = known else {
+        if loaded.disabled.keys().any(|disabled| disabled.as_str() == name) {
+            bail!("server `{name}` is disabled: `portcullis server enable {name}` enables it");
+        }
         bail!("there is no server `{name}` in {}", loaded.path.display());
     };
     let mut server = server.clone();

@@ -16,14 +16,23 @@ pub fn configured<'a>(
     loaded: &'a Loaded,
     name: &ServerName,
 ) -> anyhow::Result<&'a portcullis_upstream::config::Server> {
-    loaded.config.servers.get(name).ok_or_else(|| {
-        let names: Vec<_> = loaded.config.servers.keys().map(|name| name.as_str()).collect();
-        let near = portcullis_protocol::names::nearest(name.as_str(), names.iter().copied());
-        match near.first() {
-            Some(near) => anyhow::anyhow!("there is no server `{name}`; did you mean `{near}`?"),
-            None => anyhow::anyhow!("there is no server `{name}`; the config has {names:?}"),
-        }
-    })
+    loaded.config.servers.get(name).ok_or_else(|| unknown(loaded, name))
+}
+
+/// Error of a server that the config does not have, or has disabled.
+pub fn unknown(loaded: &Loaded, name: &ServerName) -> anyhow::Error {
+    if loaded.disabled.contains_key(name) {
+        return anyhow::anyhow!(
+            "server `{name}` is disabled: `portcullis server enable {name}` enables it"
+        );
+    }
+    let servers = loaded.config.servers.keys().chain(loaded.disabled.keys());
+    let names: Vec<_> = servers.map(|name| name.as_str()).collect();
+    let near = portcullis_protocol::names::nearest(name.as_str(), names.iter().copied());
+    match near.first() {
+        Some(near) => anyhow::anyhow!("there is no server `{name}`; did you mean `{near}`?"),
+        None => anyhow::anyhow!("there is no server `{name}`; the config has {names:?}"),
+    }
 }
 
 /// Secrets of a server, as policies evaluate them. The config's own checks report a secret that

@@ -42,7 +42,7 @@ pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Ex
     let (engine, mut inventory, stated) = if paths.is_empty() {
         let loaded = ctx.load()?;
         let stated = Stated::of(loaded.config.tools());
-        (load(source(&loaded)), inventory(&loaded.config), Some(stated))
+        (load(source(&loaded)), inventory(&loaded), Some(stated))
     } else {
         (load(Source::Paths(paths.clone())), Inventory::default(), None)
     };

@@ -14,7 +14,7 @@ mod test;
 use std::{collections::BTreeSet, path::PathBuf};
 
 use super::{Context, Exit, Reports, cases::count};
-use portcullis_config::{Config, Loaded};
+use portcullis_config::Loaded;
 use portcullis_policy::{Engine, Finding, Inventory, Revision, Source};
 use portcullis_protocol::identity::Store;
 
@@ -72,7 +72,8 @@ fn source(loaded: &Loaded) -> Source {
 }
 
 /// Names in the config that policies can refer to.
-pub(super) fn inventory(config: &Config) -> Inventory {
+pub(super) fn inventory(loaded: &Loaded) -> Inventory {
+    let config = &loaded.config;
     // Clients that cannot be read are unknown; `portcullis check` reports why.
     let added = Store::in_state_dir(&config.state_dir).read().ok();
     let clients = added.as_ref().map(|added| {
@@ -86,7 +87,7 @@ pub(super) fn inventory(config: &Config) -> Inventory {
         groups
     });
     Inventory {
-        servers: Some(config.servers.keys().cloned().collect()),
+        servers: Some(config.servers.keys().chain(loaded.disabled.keys()).cloned().collect()),
         clients,
         groups,
         anonymous: Some(config.listen.anonymous),

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub(super) use proxy::of_running;
+
 use portcullis_config::{Diagnostics, ProxyLocation};
 use portcullis_gateway::admin;
 use portcullis_runtime::{container, sandbox};

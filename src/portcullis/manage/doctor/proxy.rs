@@ -9,8 +9,12 @@ use portcullis_gateway::admin;
 pub(super) async fn checks(proxy: Option<admin::Client>) -> Vec<Check> {
     let Some(proxy) = proxy else { return Vec::new() };
     // A status that is unavailable, or not for this user, is not a finding.
-    let status: Value = proxy.get_json("/v1/status").await.unwrap_or_default();
-    let mut checks = audit::running(&status);
+    of_running(&proxy.get_json("/v1/status").await.unwrap_or_default())
+}
+
+/// Checks of a running proxy with this status.
+pub(in crate::manage) fn of_running(status: &Value) -> Vec<Check> {
+    let mut checks = audit::running(status);
     if let Some(why) = status["config"]["rejected"].as_str() {
         let why = why.lines().next().unwrap_or_default();
         let detail = format!("THE ONE BEFORE IS IN FORCE: {why}");

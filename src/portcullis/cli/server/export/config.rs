@@ -83,6 +83,7 @@ fn of_server(settings: &Server) -> Keys {
     let in_container = settings.image.is_some();
     let unless = |fate: KeyDisposition| if in_container { fate } else { Kept };
     keys!(Server {
+        enabled: Kept,
         image: Kept,
         signed_by: Left,
         command: unless(Pods),
