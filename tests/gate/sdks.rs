@@ -179,6 +179,26 @@ async fn inspector_lists_only_permitted_tools() {
     gate.stop().await;
 }
 
+/// The inspector reads config files as Claude Code does, and starts the command of the entry.
+#[tokio::test]
+async fn entry_of_client_connect_is_used_by_the_inspector() {
+    let gate = Setup::notes().keyed().policies(POLICY).start().await;
+    let (file, url) = (gate.path("mcp.json").display().to_string(), gate.url("/mcp"));
+    let connect = ["client", "connect", "claude-code", "--file", &file, "--url", &url, "--yes"];
+    gate.cli(&[&connect[..], &["--format", "json"]].concat()).await.expect(0);
+    let entry = ["--config", &file, "--server", "portcullis"];
+    for era in ["legacy", "modern"] {
+        let tools = inspect(era, &entry, &["tools/list"]).await.unwrap().to_string();
+        assert!(tools.contains("notes__read_note"), "{era}: {tools}");
+        assert!(!tools.contains("notes__delete_note"), "{era}: {tools}");
+    }
+    let records = gate.records(&["client = claude-code and method = tools/list"]).await;
+    assert!(!records.is_empty(), "the client has its own key");
+    gate.cli(&["client", "disconnect", "claude-code", "--file", &file, "--yes"]).await;
+    assert!(!gate.path("mcp.json").exists());
+    gate.stop().await;
+}
+
 #[tokio::test]
 async fn server_requests_work_across_eras() {
     let scripted = server("scripted");
