@@ -13,6 +13,7 @@
 
 pub mod client_files;
 mod clients;
+mod command_line;
 mod docker;
 mod draft;
 mod image;
@@ -40,8 +41,12 @@ mod variables;
 pub mod write;
 mod yaml;
 
+use std::collections::BTreeMap;
+
+use object::LocatedText;
 use serde::Serialize;
 
+pub use command_line::Named;
 pub use docker::{
     CATALOG, Described, PROFILE, SERVERS, artifact, describe, enabled, member, profile, settings,
     tool_lists,
@@ -148,9 +153,16 @@ pub fn read(text: &str, options: &Options) -> Result<ParsedFile, Problem> {
     }
 }
 
-/// A server of which only the image is known.
+/// A server of which only the image is known, with plain variables and the references of secrets
+/// that the person named.
 #[must_use]
-pub fn of_image(image: &Image, name: Option<&str>, described: Option<&Described>) -> Entry {
+pub fn of_image(
+    image: &Image,
+    name: Option<&str>,
+    described: Option<&Described>,
+    env: &BTreeMap<String, String>,
+    secrets: &BTreeMap<String, String>,
+) -> Entry {
     let last = image.name.rsplit('/').next().unwrap_or(&image.name);
     let last = last.split(':').next().unwrap_or(last);
     let place = Location { line: 1, column: 1 };
@@ -165,12 +177,19 @@ pub fn of_image(image: &Image, name: Option<&str>, described: Option<&Described>
             draft.title.clone_from(&described.title);
             draft.description.clone_from(&described.description);
             draft.tools.clone_from(&described.tools);
-            for variable in &described.variables {
+            let named = |variable: &String| env.contains_key(variable) || secrets.contains_key(variable);
+            for variable in described.variables.iter().filter(|variable| !named(variable)) {
                 report.advice(
                     place,
                     format!("the image says that it reads `{variable}`: set it in `env` or `secrets` if it needs it"),
                 );
             }
+        }
+        for (name, from) in secrets {
+            draft.secret_from(LocatedText { place, text: name }, from.clone(), None, &mut report);
+        }
+        for (name, value) in env {
+            draft.variable(LocatedText { place, text: name }, value, false, &mut report);
         }
         let run = Run::Image { image: image.clone(), arguments: Vec::new() };
         draft.finish(run, &mut report)

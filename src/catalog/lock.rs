@@ -63,6 +63,10 @@ pub struct ServerPin {
     /// `sha256:` of the policies that were written for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policies: Option<String>,
+    /// The policies for its clients that were written with it: `sha256:` by the file, relative to
+    /// the config.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub client_policies: BTreeMap<String, String>,
     /// Destination of its deliveries when it was added: the origin of its URL, or its image or
     /// program and the hosts that it reaches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -354,6 +358,9 @@ impl Lock {
         locked.unconfirmed.clone_from(&taken.unconfirmed);
         if taken.policies.is_some() {
             locked.policies.clone_from(&taken.policies);
+        }
+        if !taken.client_policies.is_empty() {
+            locked.client_policies.clone_from(&taken.client_policies);
         }
         Ok(())
     }

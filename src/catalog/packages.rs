@@ -201,7 +201,7 @@ fn unversioned(fetcher: Fetcher, arguments: &[String]) -> Vec<String> {
 
 /// A package without its version. A source (an alias, a repository, a URL) is part of its identity
 /// and is kept.
-fn without_version(package: &str) -> &str {
+pub(crate) fn without_version(package: &str) -> &str {
     let begins = |(at, c): &(usize, char)| {
         matches!(c, '=' | '<' | '>' | '~' | '!') || (*c == '@' && *at > 0)
     };

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::json;
 
-use super::{bare, checks, folder, ok, read, run, table, write};
+use super::{checks, folder, ok, read, run, table, write};
 
 /// An image on this machine's engine, removed with this.
 struct Local {
@@ -71,21 +71,18 @@ fn image_is_added_by_its_id() {
     let local = Local::make("by-id");
     let dir = folder();
     let dir = dir.path();
-    let reference = format!("docker://{}", local.id);
-    let (code, _, err) = run(dir, &["server", "add", &reference]);
+    let (code, _, err) = run(dir, &["add", "image", &local.id]);
     assert!(code == 1 && err.contains("choose one with `--name`"), "{code} {err}");
-    // The command line names all that there is, so there is nothing to confirm.
-    let (code, out, err) = bare(dir, &["server", "add", &reference, "--name", "time"]);
-    assert_eq!(code, 0, "{out}{err}");
+    ok(dir, &["add", "image", &local.id, "--name", "time"]);
     assert_eq!(table(dir)["servers"]["time"]["image"].as_str(), Some(&*local.id));
     assert_eq!(locked(dir, "time")["image-id"].as_str(), Some(&*local.id));
     assert!(read(dir, "policies/server-time.cedar").contains(&local.id));
     checks(dir);
-    ok(dir, &["server", "add", &format!("docker://{}", local.name), "--name", "named"]);
+    ok(dir, &["add", "image", &local.name, "--name", "named"]);
     assert_eq!(locked(dir, "named")["image-id"].as_str(), Some(&*local.id));
     checks(dir);
 
-    let gone = format!("docker://sha256:{}", "0123456789abcdef".repeat(4));
-    let (code, _, err) = run(dir, &["server", "add", &gone, "--name", "gone"]);
+    let gone = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let (code, _, err) = run(dir, &["add", "image", &gone, "--name", "gone"]);
     assert!(code == 1 && err.contains("no image on this engine has that id"), "{code} {err}");
 }

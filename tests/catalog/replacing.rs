@@ -57,14 +57,14 @@ fn unedited_entry_is_replaced_and_the_difference_shown() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
-    ok(dir, &["server", "add", "x.yaml"]);
+    ok(dir, &["server", "import", "x.yaml"]);
     write(dir, "x.yaml", &entry('2', "evil.example.com"));
     let before = config(dir);
-    let dry = ok(dir, &["server", "add", "x.yaml", "--replace", "--dry-run"]);
-    let (code, unconfirmed, err) = bare(dir, &["server", "add", "x.yaml", "--replace"]);
+    let dry = ok(dir, &["server", "import", "x.yaml", "--replace", "--dry-run"]);
+    let (code, unconfirmed, err) = bare(dir, &["server", "import", "x.yaml", "--replace"]);
     assert!(code == 1 && err.contains("was not confirmed"), "{err}");
     assert_eq!(config(dir), before);
-    let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
+    let out = ok(dir, &["server", "import", "x.yaml", "--replace"]);
     for line in [
         format!("-image = \"{}\"", image("search", '1')),
         format!("+image = \"{}\"", image("search", '2')),
@@ -92,10 +92,10 @@ fn edited_entry_is_replaced_only_if_named() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
-    ok(dir, &["server", "add", "x.yaml"]);
+    ok(dir, &["server", "import", "x.yaml"]);
     let imported = config(dir);
-    let again = ["server", "add", "x.yaml", "--replace"];
-    let named = ["server", "add", "x.yaml", "--replace=search"];
+    let again = ["server", "import", "x.yaml", "--replace"];
+    let named = ["server", "import", "x.yaml", "--replace=search"];
     write(dir, "x.yaml", &entry('2', "api.example.com, evil.example.com"));
     // Any edit counts, whatever it says.
     for (from, to) in [
@@ -165,20 +165,18 @@ fn edited_entry_is_replaced_only_if_named() {
     ok(dir, &again);
 }
 
-/// `server add docker://IMAGE` prompts only if it would remove lines of the operator.
 #[test]
-fn edited_entry_is_replaced_by_an_image_only_after_confirmation() {
+fn entry_is_replaced_by_an_image_only_after_confirmation() {
     let registry = Registry::start(&Door::default());
     let dir = folder();
     let dir = dir.path();
     image::version(&registry.host(), "x", "1", "1");
-    let reference = format!("docker://{}/x:1", registry.host());
-    let add = ["server", "add", &reference, "--name", "x"];
-    let (code, out, err) = bare(dir, &add);
-    assert_eq!(code, 0, "{out}{err}");
+    let reference = format!("{}/x:1", registry.host());
+    let add = ["add", "image", &reference, "--name", "x"];
+    ok(dir, &add);
     image::version(&registry.host(), "x", "1", "2");
-    let (code, out, err) = bare(dir, &[&add[..], &["--replace"]].concat());
-    assert!(code == 0 && out.contains("+image = "), "{out}{err}");
+    let out = ok(dir, &[&add[..], &["--replace"]].concat());
+    assert!(out.contains("+image = "), "{out}");
     let text = config(dir).replace("image =", "sharing = \"per-client\"\nimage =");
     write(dir, "portcullis.toml", &text);
     let named = [&add[..], &["--replace=x"]].concat();
@@ -196,13 +194,13 @@ fn difference_shows_no_possible_secrets() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
-    ok(dir, &["server", "add", "x.yaml"]);
+    ok(dir, &["server", "import", "x.yaml"]);
     let env = format!("env = {{ LEVEL = \"info\", PASSWORD = \"{}\" }} # it was {0}\n", secret());
     let text = config(dir).replace("egress =", &format!("{env}egress ="));
     write(dir, "portcullis.toml", &text);
     for format in ["text", "json"] {
         let named =
-            ["server", "add", "x.yaml", "--replace=search", "--dry-run", "--format", format];
+            ["server", "import", "x.yaml", "--replace=search", "--dry-run", "--format", format];
         let out = ok(dir, &named);
         assert!(out.contains("LEVEL") && out.contains("(not shown: it may be a secret)"), "{out}");
         assert!(!out.contains(&secret()), "{out}");
@@ -214,12 +212,12 @@ fn edited_policies_are_kept() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
-    ok(dir, &["server", "add", "x.yaml"]);
+    ok(dir, &["server", "import", "x.yaml"]);
     let mine = format!("{}\n// mine\n", policies(dir));
     write(dir, "policies/server-search.cedar", &mine);
     write(dir, "x.yaml", &entry('2', "evil.example.com"));
     for _ in 0..2 {
-        let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
+        let out = ok(dir, &["server", "import", "x.yaml", "--replace"]);
         assert_eq!(policies(dir), mine);
         assert!(out.contains("stays as it is") && out.contains("--overwrite-policies"), "{out}");
         let told = format!("resource.digest == \"{}\"", digest('2'));
@@ -228,15 +226,15 @@ fn edited_policies_are_kept() {
     // The new image is permitted by no policy.
     assert!(!policies(dir).contains(&digest('2')));
     checks(dir);
-    let out = ok(dir, &["server", "add", "x.yaml", "--replace", "--overwrite-policies"]);
+    let out = ok(dir, &["server", "import", "x.yaml", "--replace", "--overwrite-policies"]);
     assert!(policies(dir).contains(&digest('2')) && !policies(dir).contains("mine"));
     assert!(out.lines().any(|line| line.trim() == "-// mine"), "{out}");
     assert!(out.contains("server-search.cedar: its lines with `-` are lost"), "{out}");
     // Nor are they written again where somebody took them away.
     fs::remove_file(dir.join("policies/server-search.cedar")).unwrap();
-    ok(dir, &["server", "add", "x.yaml", "--replace"]);
+    ok(dir, &["server", "import", "x.yaml", "--replace"]);
     assert!(!dir.join("policies/server-search.cedar").exists());
-    let (code, ..) = run(dir, &["server", "add", "x.yaml", "--overwrite-policies"]);
+    let (code, ..) = run(dir, &["server", "import", "x.yaml", "--overwrite-policies"]);
     assert_eq!(code, 2);
 
     // Nor where they were never ours.
@@ -244,7 +242,7 @@ fn edited_policies_are_kept() {
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', "api.example.com"));
     write(dir, "policies/server-search.cedar", "// mine\n");
-    let (code, _, err) = run(dir, &["server", "add", "x.yaml"]);
+    let (code, _, err) = run(dir, &["server", "import", "x.yaml"]);
     assert!(code == 1 && err.contains("exists and has other rules; remove it"), "{err}");
     assert_eq!((config(dir), &*policies(dir)), (CONFIG.to_owned(), "// mine\n"));
 }
@@ -311,13 +309,13 @@ fn catalog_of_another_origin_is_not_replaced() {
     write(dir, "ours.yaml", &of('1'));
     write(dir, "theirs.yaml", &of('2'));
     ok(dir, &["catalog", "add", "team", "ours.yaml"]);
-    ok(dir, &["server", "add", "catalog://team/search"]);
+    ok(dir, &["add", "catalog://team/search"]);
     let (code, _, err) = run(dir, &["catalog", "add", "team", "theirs.yaml"]);
     assert!(code == 1 && err.contains("came from ours.yaml"), "{code} {err}");
     assert!(err.contains("catalog rm team"), "{err}");
     ok(dir, &["catalog", "rm", "team"]);
     ok(dir, &["catalog", "add", "team", "theirs.yaml"]);
-    let again = ["server", "add", "catalog://team/search", "--replace"];
+    let again = ["add", "catalog://team/search", "--replace"];
     let (code, _, err) = run(dir, &again);
     assert!(code == 1 && err.contains("--replace=search"), "{code} {err}");
     assert_eq!(table(dir)["servers"]["search"]["image"].as_str(), Some(&*image("search", '1')));
@@ -342,15 +340,15 @@ fn reference_does_not_follow_a_changed_destination() {
         format!("name: far\ntype: remote\nremote: {remote}\nsecrets: [{{name: k, env: KEY}}]\n")
     };
     write(dir, "x.yaml", &far("api.example.com"));
-    ok(dir, &["server", "add", "x.yaml", "--secret", "Authorization=env:MINE"]);
+    ok(dir, &["server", "import", "x.yaml", "--secret", "Authorization=env:MINE"]);
     let before = config(dir);
     assert!(before.contains("env:MINE"), "{before}");
     write(dir, "x.yaml", &far("evil.example.com"));
-    let (code, _, err) = run(dir, &["server", "add", "x.yaml", "--replace"]);
+    let (code, _, err) = run(dir, &["server", "import", "x.yaml", "--replace"]);
     assert!(code == 1 && err.contains("--replace=far"), "{code} {err}");
     assert!(err.contains("api.example.com") && err.contains("evil.example.com"), "{err}");
     assert_eq!(config(dir), before);
-    let out = ok(dir, &["server", "add", "x.yaml", "--replace=far"]);
+    let out = ok(dir, &["server", "import", "x.yaml", "--replace=far"]);
     // It was confirmed for another host.
     let told =
         "header Authorization  <- env:MINE  -> https://evil.example.com/mcp  (not permitted)";
@@ -358,7 +356,7 @@ fn reference_does_not_follow_a_changed_destination() {
 
     // A name that nothing asks for is a slip.
     let (code, _, err) =
-        run(dir, &["server", "add", "x.yaml", "--replace", "--secret", "KYE=env:X"]);
+        run(dir, &["server", "import", "x.yaml", "--replace", "--secret", "KYE=env:X"]);
     assert!(code == 1 && err.contains("`KYE` of `--secret`"), "{code} {err}");
 }
 
@@ -412,14 +410,14 @@ fn disabled_tools_stay_disabled() {
     let dir = dir.path();
     write(dir, "x.yaml", &entry('1', ""));
     write(dir, "tools.yaml", "search: [find]\n");
-    ok(dir, &["server", "add", "x.yaml", "--tools", "tools.yaml"]);
+    ok(dir, &["server", "import", "x.yaml", "--tools", "tools.yaml"]);
     let left_on = policies(dir);
     assert!(left_on.contains("search.tools-left-on"));
-    let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
+    let out = ok(dir, &["server", "import", "x.yaml", "--replace"]);
     assert_eq!(policies(dir), left_on);
     assert!(out.contains("tools left on: stays [find]"), "{out}");
     write(dir, "tools.yaml", "search: [find, erase]\n");
-    let out = ok(dir, &["server", "add", "x.yaml", "--replace", "--tools", "tools.yaml"]);
+    let out = ok(dir, &["server", "import", "x.yaml", "--replace", "--tools", "tools.yaml"]);
     assert!(policies(dir).contains("Tool::\"search/erase\"]"), "{out}{}", policies(dir));
 }
 
@@ -433,7 +431,7 @@ fn server_of_another_origin_is_not_replaced() {
         "own.yaml",
         &format!("name: github\ntype: server\nimage: {}\n", image("github", '1')),
     );
-    ok(dir, &["server", "add", "own.yaml"]);
+    ok(dir, &["server", "import", "own.yaml"]);
     write(dir, "p.json", &profile("team", &[("search", '1', None)]));
     ok(dir, &["profile", "import", "p.json"]);
     let before = [config(dir), read(dir, "policies/server-github.cedar")];
@@ -466,7 +464,7 @@ fn server_of_another_origin_is_not_replaced() {
     assert_eq!(code, 11, "{out}{err}");
     assert_eq!(github(&config(dir))["image"].as_str(), Some(&*image("github", '2')));
     assert!(table(dir)["servers"]["notes"].get("command").is_some());
-    let (code, _, err) = run(dir, &["server", "add", "own.yaml", "--replace=nobody"]);
+    let (code, _, err) = run(dir, &["server", "import", "own.yaml", "--replace=nobody"]);
     assert!(code == 2 && err.contains("no server `nobody`"), "{err}");
 
     // What is of the operator's making by now, whatever the lock file has of its name.

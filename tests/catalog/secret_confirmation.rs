@@ -261,18 +261,18 @@ fn no_import_format_names_a_variable_of_the_proxy() {
         (
             "catalog.json",
             catalog.to_string(),
-            &[&["catalog", "add", "x", "catalog.json"], &["server", "add", "catalog://x/far+near"]],
+            &[&["catalog", "add", "x", "catalog.json"], &["add", "catalog://x/far+near"]],
         ),
-        ("none", String::new(), &[&["server", "add", &pulled]]),
+        ("none", String::new(), &[&["add", &pulled]]),
         (
             "none",
             String::new(),
-            &[&["catalog", "pull", &catalogs], &["server", "add", "catalog://x/far+near"]],
+            &[&["catalog", "pull", &catalogs], &["add", "catalog://x/far+near"]],
         ),
         ("profile.json", profile.to_string(), &[&["profile", "import", "profile.json"]]),
         ("none", String::new(), &[&["profile", "pull", &profiles]]),
-        ("server.json", listed.to_string(), &[&["server", "add", "server.json"]]),
-        ("server.json", package.to_string(), &[&["server", "add", "server.json"]]),
+        ("server.json", listed.to_string(), &[&["server", "import", "server.json"]]),
+        ("server.json", package.to_string(), &[&["server", "import", "server.json"]]),
         ("client", codex, &[&["server", "import", "client"]]),
         ("client", goose, &[&["server", "import", "client"]]),
     ];
@@ -376,7 +376,7 @@ fn existing_permits_are_reported() {
         ),
     ] {
         write(dir, "policies/mine.cedar", &policy);
-        let out = ok(dir, &["server", "add", "x.yaml", "--dry-run"]);
+        let out = ok(dir, &["server", "import", "x.yaml", "--dry-run"]);
         assert_eq!(out.lines().any(|line| line.trim() == note), named, "{policy}{out}");
         let open = out.contains("(not confirmed; another policy may permit it)");
         assert_eq!((open, out.contains("(not permitted)")), (permits, !permits), "{policy}{out}");
@@ -456,10 +456,10 @@ fn update_needs_confirmation_like_the_first_import() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
-    ok(dir, &["server", "add", "x.yaml", "--secret", "KEY=env:MINE"]);
+    ok(dir, &["server", "import", "x.yaml", "--secret", "KEY=env:MINE"]);
     assert_eq!(permitted(dir), ["KEY"]);
     // Nothing new: there is nothing to confirm.
-    let again = ["server", "add", "x.yaml", "--replace"];
+    let again = ["server", "import", "x.yaml", "--replace"];
     let (code, out, err) = bare(dir, &again);
     assert_eq!(code, 0, "{out}{err}");
 
@@ -505,14 +505,14 @@ fn handwritten_reference_is_not_inherited_by_a_replacement() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
-    ok(dir, &["server", "add", "x.yaml"]);
+    ok(dir, &["server", "import", "x.yaml"]);
     assert_eq!(permitted(dir), [""; 0]);
     let edited = config(dir).replace("env:MCP_SEARCH__KEY", "env:MINE");
     write(dir, "portcullis.toml", &edited);
-    let (code, _, err) = run(dir, &["server", "add", "x.yaml", "--replace"]);
+    let (code, _, err) = run(dir, &["server", "import", "x.yaml", "--replace"]);
     assert!(code == 1 && err.contains("its entry was edited since"), "{err}");
     assert_eq!(config(dir), edited);
-    let named = ["server", "add", "x.yaml", "--replace=search"];
+    let named = ["server", "import", "x.yaml", "--replace=search"];
     let out = ok(dir, &named);
     assert!(out.contains("`secrets.KEY.from = \"env:MINE\"` is lost"), "{out}");
     assert!(out.contains("secret KEY  <- env:MCP_SEARCH__KEY  -> "), "{out}");
@@ -526,7 +526,7 @@ fn handwritten_reference_is_not_inherited_by_a_replacement() {
     // For where it goes. Updates without a word for it do not make it go elsewhere, however many.
     write(dir, "x.yaml", &entry("evil.example.com", &["KEY"], ""));
     for _ in 0..2 {
-        let out = ok(dir, &["server", "add", "x.yaml", "--replace"]);
+        let out = ok(dir, &["server", "import", "x.yaml", "--replace"]);
         assert!(out.contains("secret KEY  <- env:MINE  -> "), "{out}");
         assert_eq!(permitted(dir), [""; 0]);
     }
@@ -539,13 +539,13 @@ fn withdrawn_reference_needs_new_confirmation() {
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY", "OTHER"], ""));
     let named = ["--secret", "KEY=env:MINE", "--secret", "OTHER=env:MCP_SEARCH__OTHER"];
-    ok(dir, &[&["server", "add", "x.yaml"][..], &named].concat());
+    ok(dir, &[&["server", "import", "x.yaml"][..], &named].concat());
     assert_eq!(permitted(dir), ["KEY", "OTHER"]);
     let edited = config(dir)
         .replace("env:MINE", "env:MCP_SEARCH__KEY")
         .replace("env:MCP_SEARCH__OTHER", "file:/other");
     write(dir, "portcullis.toml", &edited);
-    let out = ok(dir, &["server", "add", "x.yaml", "--replace=search"]);
+    let out = ok(dir, &["server", "import", "x.yaml", "--replace=search"]);
     assert_eq!(out.matches("(not permitted)").count(), 2, "{out}");
     assert_eq!(permitted(dir), [""; 0]);
     assert!(!config(dir).contains("env:MINE"), "{}", config(dir));
@@ -557,9 +557,9 @@ fn named_reference_confirms_only_its_secret() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY", "OTHER"], ""));
-    ok(dir, &["server", "add", "x.yaml", "--secret", "OTHER=env:MINE"]);
+    ok(dir, &["server", "import", "x.yaml", "--secret", "OTHER=env:MINE"]);
     write(dir, "x.yaml", &entry("evil.example.com", &["KEY", "OTHER"], ""));
-    let again = ["server", "add", "x.yaml", "--replace"];
+    let again = ["server", "import", "x.yaml", "--replace"];
     ok(dir, &again);
     assert_eq!(permitted(dir), [""; 0]);
     ok(dir, &[&again[..], &["--secret", "KEY=env:MINE"]].concat());
@@ -574,11 +574,11 @@ fn removed_server_leaves_no_confirmation() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
-    ok(dir, &["server", "add", "x.yaml", "--secret", "KEY=env:MCP_SEARCH__KEY"]);
+    ok(dir, &["server", "import", "x.yaml", "--secret", "KEY=env:MCP_SEARCH__KEY"]);
     assert_eq!(permitted(dir), ["KEY"]);
     write(dir, "portcullis.toml", CONFIG);
     fs::remove_file(dir.join("policies/server-search.cedar")).unwrap();
-    ok(dir, &["server", "add", "x.yaml"]);
+    ok(dir, &["server", "import", "x.yaml"]);
     assert_eq!(permitted(dir), [""; 0]);
 }
 
@@ -717,12 +717,12 @@ fn edited_policy_file_does_not_override_a_denial() {
         let dir = folder();
         let dir = dir.path();
         write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
-        ok(dir, &["server", "add", "x.yaml"]);
+        ok(dir, &["server", "import", "x.yaml"]);
         let file = "policies/server-search.cedar";
         let mine = format!("{}\n{permit}", read(dir, file));
         write(dir, file, &mine);
         write(dir, "x.yaml", &entry("evil.example.com", &["KEY"], ""));
-        let (again, before) = (["server", "add", "x.yaml", "--replace"], config(dir));
+        let (again, before) = (["server", "import", "x.yaml", "--replace"], config(dir));
         let (code, out, err) = run(dir, &again);
         assert_eq!((code, config(dir) == before), (i32::from(hinders), hinders), "{out}{err}");
         assert_eq!(read(dir, file), mine);
@@ -799,7 +799,7 @@ fn variable_chosen_by_the_operator_is_not_reported() {
     let dir = folder();
     let dir = dir.path();
     write(dir, "x.yaml", &entry("api.example.com", &["KEY"], ""));
-    ok(dir, &["server", "add", "x.yaml"]);
+    ok(dir, &["server", "import", "x.yaml"]);
     write(dir, "portcullis.toml", &config(dir).replace("env:MCP_SEARCH__KEY", "env:MINE"));
     checks(dir);
 }

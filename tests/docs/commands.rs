@@ -218,7 +218,9 @@ fn filled(word: &str, value: &str) -> Option<String> {
     let word = word.trim_start_matches('[').trim_end_matches(['…', ']']);
     let word = if word.contains(' ') { word } else { word.split('|').next().unwrap_or_default() };
     let is_placeholder = |part: &str| {
-        part.len() > 1 && part.chars().all(|c| c.is_ascii_uppercase() || matches!(c, '-' | '_'))
+        part.len() > 1
+            && part.contains(|c: char| c.is_ascii_uppercase())
+            && part.chars().all(|c| c.is_ascii_uppercase() || matches!(c, '-' | '_'))
     };
     let (flag, part) = match word.split_once('=') {
         Some((flag, part)) if flag.starts_with("--") => (Some(flag), part),

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use portcullis_catalog::{
     Kind, Options, Run, Transport, describe, enabled, of_image, settings, tool_lists,
 };
@@ -208,7 +210,7 @@ fn image_label_only_describes_the_server() {
     let described = describe(label).unwrap();
     assert_eq!(described.variables, ["MODE", "AWS_KEY"]);
     let image = "workshop/x:1".parse().unwrap();
-    let entry = of_image(&image, None, Some(&described));
+    let entry = of_image(&image, None, Some(&described), &BTreeMap::new(), &BTreeMap::new());
     let server = entry.server.unwrap();
     assert_eq!(server.run, Run::Image { image, arguments: vec![] });
     assert!(server.env.is_empty() && server.secrets.is_empty() && server.mounts.is_empty());

@@ -3,6 +3,7 @@
 //!
 //! Data goes to standard output, everything else to standard error. Exit codes are [`Exit`].
 
+mod add;
 mod adding;
 mod approve;
 mod audit;
@@ -18,6 +19,7 @@ mod context;
 mod doctor;
 mod exit;
 mod guard;
+mod init;
 mod output;
 mod plugin;
 mod policy;
@@ -40,6 +42,9 @@ pub use context::{Context, Format};
 pub use exit::{Exit, Reports, Usage};
 pub use output::{Progress, escape, escape_json};
 
+/// Group of clients that new policies apply to by default.
+const AGENTS: &str = "agents";
+
 /// A policy-enforcing security proxy for the Model Context Protocol.
 ///
 /// Exit codes: 0 ok or allowed, 1 failure, 2 usage, 10 denied, 11 a check found something.
@@ -54,6 +59,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Create a gateway folder: a config, and a first policy with its cases
+    Init(init::Args),
+    /// Add a server and its policies: by name from a catalog, an image, a URL or a command
+    Add(add::Args),
     /// Run the proxy
     Run(run::Args),
     /// Show the proxy, its servers, policies, audit log and clients
@@ -171,6 +180,8 @@ fn example_notes() -> ExitCode {
 impl Verb {
     async fn run(self, ctx: &Context) -> anyhow::Result<Exit> {
         match self {
+            Self::Init(args) => init::run(args, ctx).await,
+            Self::Add(args) => add::run(args, ctx).await,
             Self::Run(args) => run::run(args, ctx).await,
             Self::Status(args) => status::run(args, ctx).await,
             Self::Check(args) => check::run(args, ctx).await,

@@ -1,11 +1,13 @@
 //! `portcullis server`: the servers behind the proxy.
 
 mod cleanup;
+mod entries;
 mod export;
 mod images;
 mod inspect;
 mod life;
 mod ls;
+mod search;
 mod stats;
 mod verify;
 
@@ -85,11 +87,29 @@ enum Verb {
         #[command(flatten)]
         proxy_args: ProxyArgs,
     },
+    /// Disable a server: it stays in the config, and clients do not see it
+    Disable {
+        /// The server's name in the config
+        server: ServerName,
+    },
+    /// Enable a disabled server
+    Enable {
+        /// The server's name in the config
+        server: ServerName,
+    },
+    /// Remove a server: its entry in the config, its lock, and the policies that were written for it
+    Rm {
+        /// The server's name in the config
+        server: ServerName,
+    },
+    /// Search the added catalogs for servers
+    Search {
+        /// Words in the name or the description; without any, all servers are listed
+        words: Vec<String>,
+    },
     /// Remove orphans of killed proxies: containers, secrets in memory, control groups
     Cleanup(cleanup::Args),
-    /// Add a server from a catalog, an image, a URL or a file
-    Add(catalog::Add),
-    /// Import the servers of a file: a client's `mcpServers`, a catalog, a profile or a `server.json`
+    /// Import the servers of a file or a URL: a client's `mcpServers`, a catalog, a profile or a `server.json`
     Import(catalog::Import),
     /// Pin unpinned image tags to digests in portcullis.lock
     Lock(images::ServerSelection),
@@ -121,8 +141,7 @@ enum Verb {
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
-        // These commands create the config, which may not exist yet.
-        Verb::Add(args) => catalog::add(args, ctx).await,
+        // This command creates the config, which may not exist yet.
         Verb::Import(args) => catalog::import(args, ctx).await,
         Verb::Lock(which) => images::lock(ctx, &which, LockMode::Lock).await,
         Verb::Update { which, allow_downgrade, dry_run } => {
@@ -157,6 +176,10 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             let proxy = running(&proxy_args, ctx, Some(&server)).await?;
             life::run(ctx, proxy, &server, life::Action::Start).await
         }
+        Verb::Disable { server } => entries::enable(ctx, &server, false),
+        Verb::Enable { server } => entries::enable(ctx, &server, true),
+        Verb::Rm { server } => entries::remove(ctx, &server),
+        Verb::Search { words } => search::run(ctx, &words),
         Verb::Cleanup(args) => cleanup::run(ctx, &args).await,
         Verb::Logs { server, proxy_args } => {
             let proxy = running(&proxy_args, ctx, Some(&server)).await?;

@@ -75,7 +75,7 @@ fn print(ctx: &Context, overview: &Overview) -> anyhow::Result<()> {
     }
     let rows = overview.servers.iter().map(|server| {
         let text = |key: &str| server[key].as_str().unwrap_or("").to_owned();
-        [text("name"), text("state"), text("place"), why(server).to_owned()]
+        [text("name"), text("state"), text("place"), why(server).0.to_owned()]
     });
     Ok(ctx.table(&["SERVER", "STATE", "PLACE", "WHY"], rows)?)
 }

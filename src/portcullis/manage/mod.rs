@@ -5,14 +5,18 @@
 
 pub mod bridge;
 pub mod can_i;
+pub mod catalog_search;
 pub mod client_files;
 pub mod config_values;
 pub mod doctor;
 pub mod images;
+pub mod init;
 pub mod locked_images;
+pub mod new_files;
 pub mod one_shot;
 pub mod profile_overrides;
 pub mod run;
+pub mod server_entries;
 pub mod server_states;
 pub mod servers;
 pub mod status;

@@ -101,13 +101,7 @@ pub(super) fn ask(ctx: &Context, planned: &mut [PlannedServer]) -> anyhow::Resul
         }
     }
     let servers: Vec<String> = planned.iter().map(|one| format!("`{}`", one.server.name)).collect();
-    if !yes(
-        ctx,
-        &format!(
-            "Write {} as shown, with the permits to start and to reach? [y/N] ",
-            servers.join(", ")
-        ),
-    )? {
+    if !yes(ctx, &format!("Write {} as shown, with the permits? [y/N] ", servers.join(", ")))? {
         bail!("nothing was written");
     }
     Ok(())

@@ -11,7 +11,10 @@ use super::{
     planned_server::{PlannedServer, Policies, Replaced},
     policy_files::{self, ConfiguredPolicyFiles},
 };
-use crate::cli::{Context, Usage, catalog::Workspace, exit::reports};
+use crate::{
+    cli::{Context, Usage, catalog::Workspace, exit::reports},
+    manage::{new_files::PlannedFiles, server_entries::policies_folder},
+};
 use portcullis_catalog::{
     Kind, Location, Names, Problem, Run, Server, brief,
     lock::ServerPin,
@@ -33,7 +36,6 @@ pub struct Import<'a> {
     listed: BTreeSet<String>,
     source: String,
     source_digest: Option<String>,
-    in_full: bool,
     /// Config before the import.
     pub before: Loaded,
     /// Names of the servers in the config before the import.
@@ -88,7 +90,6 @@ impl<'a> Import<'a> {
             listed: add_options.tool_lists()?.into_keys().collect(),
             source: offer.source.clone(),
             source_digest: offer.digest.clone(),
-            in_full: offer.in_full,
             folder: policies_folder(&before.config, &workspace.base),
             others: policy_files::files(&before.config, &workspace.base),
             before,
@@ -190,13 +191,22 @@ impl<'a> Import<'a> {
         let was = previous_content(self.workspace, &self.before.config, &name);
         let (perhaps, elsewhere) = (BTreeSet::new(), Vec::new());
         let policies = Policies::Nowhere;
-        let mut planned =
-            PlannedServer { server, old, locked, was, replaced, policies, perhaps, elsewhere };
+        let mut planned = PlannedServer {
+            server,
+            old,
+            locked,
+            was,
+            replaced,
+            policies,
+            client_files: PlannedFiles::default(),
+            perhaps,
+            elsewhere,
+        };
         planned.permit_confirmed();
         planned.decide_policies(self.folder.as_deref(), &self.others, add_options);
         // A pending prompt may confirm a secret, but does not make an existing file the server's.
-        let may_be_confirmed = add_options.asks(self.in_full, planned.is_edited())
-            && !matches!(planned.policies, Policies::There(_));
+        let may_be_confirmed =
+            add_options.asks() && !matches!(planned.policies, Policies::There(_));
         if let Some(why) = planned.hindered().filter(|_| !may_be_confirmed) {
             return Err(problem(why));
         }
@@ -280,15 +290,4 @@ fn previous_content(workspace: &Workspace, config: &Config, name: &str) -> Optio
     let (_, server) = config.servers.iter().find(|(configured, _)| configured.as_str() == name)?;
     let fixed = images::fixed(server.image.as_deref()?).ok()??;
     Some(fixed.meaning.as_str().to_owned())
-}
-
-/// Folder of the config's policies, which imported policies are written to.
-fn policies_folder(config: &Config, base: &std::path::Path) -> Option<PathBuf> {
-    if config.policy.bundle.is_some() {
-        return None;
-    }
-    let paths = config.policy.paths.iter().map(|path| base.join(path));
-    let mut folders =
-        paths.filter(|path| path.is_dir() || (!path.exists() && path.extension().is_none()));
-    folders.next()
 }

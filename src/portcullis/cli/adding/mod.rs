@@ -1,10 +1,11 @@
-//! Import of servers that others described: `server add`, `server import`, and profiles.
+//! Servers that are added: `add`, `server import`, and profiles.
 //!
 //! Invariant: the written config passes the checks of `check`; otherwise nothing is written. A
 //! server that would break it is left out and reported. An entry is replaced only by a description
 //! of the same origin, unless the operator names the server. An edited entry is replaced only if
 //! the operator names it. Only what the operator named or confirmed is written ([`confirm`]).
 
+mod client_policy;
 mod confirm;
 mod image;
 mod import;
@@ -17,15 +18,22 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
-pub(super) use self::{confirm::yes, image::locate, import::keep_disabled, options::AddOptions};
+pub(super) use self::{
+    client_policy::ClientOptions, confirm::yes, image::locate, import::keep_disabled,
+    options::AddOptions,
+};
 use self::{
+    client_policy::ClientPolicy,
     import::Import,
     planned_server::{PlannedServer, Policies},
     report::{Stage, print_report},
 };
 use crate::{
     cli::{Context, Exit, catalog::Workspace},
-    manage::images::{locking, not_locked},
+    manage::{
+        images::{locking, not_locked},
+        new_files,
+    },
 };
 use portcullis_audit::record::ImageEvent;
 use portcullis_catalog::{Entry, Problem, Server, lock::ResolvedImage};
@@ -39,8 +47,21 @@ pub(super) struct Offer {
     pub digest: Option<String>,
     /// Name, for messages.
     pub name: String,
-    /// Whether the command line names everything; only for an image.
-    pub in_full: bool,
+    /// Policy that lets clients use the servers.
+    pub clients: Option<ClientPolicy>,
+}
+
+impl Offer {
+    /// Servers that the command line names. They are in no file, so messages name no position.
+    pub fn named(mut entries: Vec<Entry>, source: String) -> Self {
+        for entry in &mut entries {
+            match &mut entry.server {
+                Ok(server) => server.notes.iter_mut().for_each(|note| note.place = None),
+                Err(problems) => problems.iter_mut().for_each(|problem| problem.place = None),
+            }
+        }
+        Self { entries, source, digest: None, name: "the command line".to_owned(), clients: None }
+    }
 }
 
 /// Imports servers into the config. Returns the imported servers and the exit code.
@@ -55,7 +76,14 @@ pub(super) async fn take(
     let mut refused: Vec<(String, Vec<Problem>)> = Vec::new();
     for entry in offer.entries {
         let outcome = match entry.server {
-            Ok(server) => import.server(server, entry.place).await.map_err(|problem| vec![problem]),
+            Ok(server) => {
+                let outcome = import.server(server, entry.place).await;
+                let place = |problem: Problem| Problem {
+                    place: problem.place.filter(|_| offer.digest.is_some()),
+                    ..problem
+                };
+                outcome.map_err(|problem| vec![place(problem)])
+            }
             Err(problems) => Err(problems),
         };
         match outcome {
@@ -64,11 +92,13 @@ pub(super) async fn take(
         }
     }
     let Import { before, folder, others, text, .. } = import;
-    let asks = planned
-        .iter()
-        .any(|one| one.is_change() && add_options.asks(offer.in_full, one.is_edited()));
+    if let (Some(clients), Some(folder)) = (&offer.clients, &folder) {
+        clients.add_files(folder, &mut planned)?;
+    }
+    let (name, clients) = (&offer.name, offer.clients.as_ref());
+    let asks = add_options.asks() && planned.iter().any(PlannedServer::is_change);
     if asks {
-        print_report(ctx, &offer.name, &planned, &refused, Stage::Planned)?;
+        print_report(ctx, name, &planned, &refused, clients, Stage::Planned)?;
         confirm::ask(ctx, &mut planned)?;
         planned
             .iter_mut()
@@ -80,6 +110,12 @@ pub(super) async fn take(
     if !planned.is_empty() && !add_options.dry_run {
         // Checked before writing: pins within their own limits may exceed the limit of the file.
         let mut merged = workspace.lock.clone();
+        let earlier = workspace.lock.servers.values().flat_map(|pin| pin.client_policies.clone());
+        let now = planned.iter().flat_map(|one| one.written_client_files(&workspace.base));
+        let written = earlier.chain(now).collect();
+        for one in planned.iter_mut().filter(|one| one.replaced.is_none()) {
+            one.lock_client_files(&workspace.base, &written);
+        }
         let locked = planned.iter().map(|one| (one.server.name.clone(), one.locked.clone()));
         merged.servers.extend(locked);
         merged.text(&workspace.base)?;
@@ -99,7 +135,7 @@ pub(super) async fn take(
         (false, true) => Stage::Confirmed,
         (false, false) => Stage::Written,
     };
-    print_report(ctx, &offer.name, &planned, &refused, stage)?;
+    print_report(ctx, name, &planned, &refused, clients, stage)?;
     let exit = match (planned.is_empty(), refused.is_empty()) {
         (true, _) => Exit::Failure,
         (false, true) => Exit::Ok,
@@ -126,6 +162,7 @@ fn write(
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
+    new_files::create(planned.iter().flat_map(|one| &one.client_files.new))?;
     let mut moved = Ok(());
     workspace.change(|lock| {
         let mut next = lock.clone();

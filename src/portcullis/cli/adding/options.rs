@@ -68,7 +68,7 @@ enum PackageRuntime {
 }
 
 /// A `--secret`: the server, if named, the variable or header, and the reference.
-pub(super) type SecretFrom<'a> = (Option<&'a str>, &'a str, &'a str);
+pub(in crate::cli) type SecretFrom<'a> = (Option<&'a str>, &'a str, &'a str);
 
 impl AddOptions {
     /// Whether this is a dry run.
@@ -86,11 +86,9 @@ impl AddOptions {
         self.replace.iter().any(|name| name == server)
     }
 
-    /// Whether the operator must confirm a server before it is written. A command line that names
-    /// everything needs no confirmation, unless it replaces an entry that the operator wrote
-    /// (`edited`).
-    pub(super) fn asks(&self, in_full: bool, edited: bool) -> bool {
-        !self.yes && !self.dry_run && (!in_full || edited)
+    /// Whether the operator must confirm servers before they are written.
+    pub(super) fn asks(&self) -> bool {
+        !self.yes && !self.dry_run
     }
 
     /// Checks whether a server from `source` may replace an existing server. `edited`: its entry is
@@ -139,7 +137,8 @@ impl AddOptions {
         tool_lists(&fetched.text).map_err(|problem| broken(&fetched, &problem))
     }
 
-    pub(super) fn secrets(&self) -> Result<Vec<SecretFrom<'_>>, Usage> {
+    /// The references that `--secret` names.
+    pub fn secrets(&self) -> Result<Vec<SecretFrom<'_>>, Usage> {
         self.secrets
             .iter()
             .map(|text| {

@@ -1,7 +1,7 @@
 //! A server of an import: what is written for it, and what prevents that.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -9,6 +9,7 @@ use super::{
     AddOptions,
     policy_files::{self, ConfiguredPolicyFiles},
 };
+use crate::manage::new_files::PlannedFiles;
 use portcullis_audit::record::{ImageAction, ImageEvent};
 use portcullis_catalog::{
     Run, Server,
@@ -27,6 +28,8 @@ pub struct PlannedServer {
     /// Entry that it replaces; `None` for a new server.
     pub replaced: Option<Replaced>,
     pub policies: Policies,
+    /// Policies for its clients, and their cases.
+    pub client_files: PlannedFiles,
     /// Unconfirmed secrets that the policies which stay may still permit.
     pub perhaps: BTreeSet<String>,
     /// Other policy files that already apply to it, each with the unconfirmed secrets that it may
@@ -129,9 +132,25 @@ impl PlannedServer {
         self.locked.destination = self.server.destination();
     }
 
-    /// Whether it replaces an entry that the operator wrote or edited.
-    pub fn is_edited(&self) -> bool {
-        self.replaced.as_ref().is_some_and(|replaced| replaced.edited)
+    /// Names and digests of the policies for its clients that this import writes. Names are relative
+    /// to `base`.
+    pub fn written_client_files(&self, base: &Path) -> impl Iterator<Item = (String, String)> {
+        let new = self.client_files.new.iter();
+        new.map(|file| (relative(&file.path, base), lock::digest(file.text.as_bytes())))
+    }
+
+    /// Notes the policies for its clients in the pin, so that `server rm` can remove them. `written`
+    /// has those of this and of earlier imports; other files are the operator's.
+    pub fn lock_client_files(&mut self, base: &Path, written: &BTreeMap<String, String>) {
+        let kept = self.client_files.kept.iter().map(|path| relative(path, base));
+        let kept = kept.filter_map(|path| written.get_key_value(&path));
+        let kept: Vec<_> = kept.map(|(path, digest)| (path.clone(), digest.clone())).collect();
+        self.locked.client_policies = self.written_client_files(base).chain(kept).collect();
+    }
+
+    /// Whether policies let clients use it that this import writes or keeps.
+    pub fn has_client_policies(&self) -> bool {
+        !self.client_files.new.is_empty() || !self.client_files.kept.is_empty()
     }
 
     /// Whether it changes the entry or the policies.
@@ -188,4 +207,8 @@ impl PlannedServer {
             what: ImageAction::Locked { was: self.was.clone() },
         })
     }
+}
+
+fn relative(path: &Path, base: &Path) -> String {
+    path.strip_prefix(base).unwrap_or(path).display().to_string()
 }

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 
 use similar::TextDiff;
 
-use super::planned_server::{PlannedServer, Policies, Replaced};
+use super::{
+    client_policy::{ClientPolicy, policies_of},
+    planned_server::{PlannedServer, Policies, Replaced},
+};
 use crate::cli::Context;
 use portcullis_catalog::{Delivery, DeliveryKind, Kind, Problem, Run, Server, quoted};
 
@@ -27,6 +30,7 @@ pub(super) fn print_report(
     from: &str,
     planned: &[PlannedServer],
     refused: &[(String, Vec<Problem>)],
+    clients: Option<&ClientPolicy>,
     stage: Stage,
 ) -> anyhow::Result<()> {
     if ctx.is_json() {
@@ -62,7 +66,19 @@ pub(super) fn print_report(
              these servers may be started yet",
         );
     }
-    if planned.iter().any(|one| one.replaced.is_none()) && stage != Stage::Planned {
+    let mut new = planned.iter().filter(|one| one.replaced.is_none());
+    if stage == Stage::Planned {
+        return Ok(());
+    }
+    if let (Some(clients), Some(one)) =
+        (clients, planned.iter().find(|one| one.has_client_policies()))
+    {
+        ctx.note(format_args!("{} may use it from now on", clients.clients()));
+        if let Some(command) = clients.connects() {
+            ctx.note(format_args!("Connect a client: `{command}`"));
+        }
+        ctx.note(format_args!("Start the proxy: `portcullis run`; list all tools of the server: `portcullis server tools {}`", one.server.name));
+    } else if new.next().is_some() {
         ctx.note(
             "no client may call it yet: permit calls in policies of your own (`portcullis policy new`)",
         );
@@ -88,10 +104,13 @@ fn data(
                 Policies::Nowhere | Policies::Same | Policies::There(_) => (None, None),
             };
             let deliveries: Vec<Delivery<'_>> = planned.server.deliveries().collect();
+            let client_files = &planned.client_files;
+            let client_policies: Vec<_> = policies_of(&client_files.new).map(|file| &file.path).collect();
             let elsewhere: Vec<_> = planned.elsewhere.iter().map(|(file, _)| file).collect();
             let tools = planned.replaced.as_ref().and_then(|replaced| replaced.tools.as_ref());
             json!({
                 "server": planned.server, "lock": planned.locked, "policy": policy,
+                "client-policies": client_policies,
                 "replaced": planned.replaced.is_some(), "diff": differences(planned, from),
                 "warnings": warnings(planned), "tools": tools, "changed-policy": stays,
                 "deliveries": deliveries, "destination": planned.server.destination(), "other-policies": elsewhere,
@@ -251,8 +270,35 @@ fn print_deliveries(ctx: &Context, planned: &PlannedServer) -> anyhow::Result<()
     Ok(())
 }
 
+/// Prints the policies that would be written for a new server and its clients.
+fn print_policy_texts(ctx: &Context, planned: &PlannedServer) -> anyhow::Result<()> {
+    if !planned.has_client_policies() {
+        return Ok(());
+    }
+    let start = match &planned.policies {
+        Policies::Written { path, text, .. } => Some((path, text)),
+        _ => None,
+    };
+    let clients = policies_of(&planned.client_files.new).map(|file| (&file.path, &file.text));
+    for (path, text) in start.into_iter().chain(clients) {
+        ctx.line(format!("  {}:", path.display()))?;
+        let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with("//"));
+        for line in lines {
+            ctx.line(format!("    {line}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Prints the result for a server's policies.
 fn policies(ctx: &Context, planned: &PlannedServer, stage: Stage) -> anyhow::Result<()> {
+    if stage == Stage::Planned {
+        print_policy_texts(ctx, planned)?;
+    } else {
+        for file in policies_of(&planned.client_files.new) {
+            ctx.line(format!("  policies: {}", file.path.display()))?;
+        }
+    }
     match &planned.policies {
         Policies::Written { path, .. } if stage != Stage::Planned => {
             ctx.line(format!("  policies: {}", path.display()))?;
@@ -302,7 +348,7 @@ fn missing(server: &Server) -> Option<String> {
         || std::env::split_paths(&folders).any(|folder| folder.join(program).is_file());
     let instead = match program.as_str() {
         "npx" | "uvx" | "uv" => {
-            format!(", or import again with `--packages container --replace={}`", server.name)
+            format!(", or repeat this with `--packages container --replace={}`", server.name)
         }
         _ => String::new(),
     };

@@ -4,19 +4,21 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 
-use super::{Workspace, file, only_one, picked, placed};
+use super::{Workspace, fetch, file, only_one, picked, placed};
 use crate::cli::{
     Context, Exit, Usage,
     adding::{AddOptions, Offer, take},
 };
-use portcullis_catalog::{enabled, read};
+use portcullis_catalog::{Reference, enabled, read};
 use portcullis_protocol::names::ServerName;
 
 /// `server import`
 #[derive(Debug, clap::Args)]
 pub struct Import {
-    /// A client's config file (such as `mcpServers`), a catalog, a profile or a `server.json`
-    file: PathBuf,
+    /// A file or the URL of one: a client's config (such as `mcpServers`), a catalog, a profile or a
+    /// `server.json`
+    #[arg(value_name = "FILE|URL")]
+    from: String,
     /// Import only this server of the file; repeatable
     #[arg(long = "only", value_name = "SERVER")]
     only: Vec<String>,
@@ -32,8 +34,14 @@ pub struct Import {
 
 /// Adds the servers of a file.
 pub async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
+    let reference: Reference = args.from.parse().map_err(|error| Usage(format!("{error}")))?;
+    if matches!(reference, Reference::Catalog { .. } | Reference::Image(_)) {
+        let text =
+            "a file or a URL is imported; `portcullis add` adds a server of a catalog or an image";
+        return Err(Usage(text.into()).into());
+    }
     let mut workspace = Workspace::open(ctx)?;
-    let fetched = file(&args.file)?;
+    let fetched = fetch(ctx, &workspace, &reference).await?;
     let single = match args.only.as_slice() {
         [one] => Some(one.clone()),
         _ => only_one(&fetched.text),
@@ -42,6 +50,7 @@ pub async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
     if args.name.is_some() && single.is_none() {
         return Err(Usage("`--name` is for one server: choose it with `--only`".into()).into());
     }
+    options.foreign = !matches!(reference, Reference::File(_));
     options.name = args.name.as_ref().map(ToString::to_string);
     let mut only = args.only.clone();
     if let Some(path) = &args.enabled {
@@ -65,7 +74,7 @@ pub async fn import(args: Import, ctx: &Context) -> anyhow::Result<Exit> {
     if entries.is_empty() {
         bail!("{} has no servers", fetched.name);
     }
-    let (source, digest) = (workspace.place(&args.file), Some(fetched.digest));
-    let offer = Offer { entries, source, digest, name: fetched.name, in_full: false };
+    let (source, digest) = (workspace.source(&reference), Some(fetched.digest));
+    let offer = Offer { entries, source, digest, name: fetched.name, clients: None };
     Ok(take(ctx, &mut workspace, offer, &args.add_options).await?.1)
 }

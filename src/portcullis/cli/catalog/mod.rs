@@ -1,6 +1,5 @@
 //! `portcullis catalog`: catalogs of servers that others wrote. Servers can be added from them.
 
-mod add;
 mod import;
 mod show;
 mod sources;
@@ -9,13 +8,13 @@ use anyhow::bail;
 use serde_json::json;
 
 use super::{Context, Exit, Usage};
+use crate::manage::catalog_search::Catalog;
 use portcullis_catalog::{
     CATALOG, Entry, Options, ParsedFile, Reference, artifact, is_legal, read,
 };
 use portcullis_protocol::names::nearest;
 
 pub(super) use {
-    add::{Add, add},
     import::{Import, import},
     sources::{Fetched, Workspace, file},
 };
@@ -169,7 +168,7 @@ fn ls(ctx: &Context, workspace: &Workspace) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-async fn fetch(
+pub(super) async fn fetch(
     ctx: &Context,
     workspace: &Workspace,
     reference: &Reference,
@@ -178,7 +177,7 @@ async fn fetch(
     workspace.fetch(reference).await
 }
 
-fn placed(fetched: &Fetched, problem: &portcullis_catalog::Problem) -> anyhow::Error {
+pub(super) fn placed(fetched: &Fetched, problem: &portcullis_catalog::Problem) -> anyhow::Error {
     let place = problem.place.map_or(String::new(), |place| format!(":{place}"));
     anyhow::anyhow!("{}{place}: {problem}", fetched.name)
 }
@@ -211,7 +210,11 @@ fn keep(
 }
 
 /// Servers with these names, in that order.
-fn picked(found: ParsedFile, names: &[String], from: &str) -> anyhow::Result<Vec<Entry>> {
+pub(super) fn picked(
+    found: ParsedFile,
+    names: &[String],
+    from: &str,
+) -> anyhow::Result<Vec<Entry>> {
     let known: Vec<String> = found.servers.iter().map(|entry| entry.name.clone()).collect();
     let mut entries: Vec<Option<Entry>> = found.servers.into_iter().map(Some).collect();
     names
@@ -226,6 +229,24 @@ fn picked(found: ParsedFile, names: &[String], from: &str) -> anyhow::Result<Vec
             })
         })
         .collect()
+}
+
+/// The added catalogs. A note names each that cannot be read.
+pub(super) fn catalogs(ctx: &Context, workspace: &Workspace) -> Vec<Catalog> {
+    // Entries are shown or added as those of others.
+    let options = Options { foreign: true, ..Options::default() };
+    let read_one = |name: &String, pin| {
+        let fetched = workspace.read_pinned(name, pin)?;
+        read(&fetched.text, &options).map_err(|problem| placed(&fetched, &problem))
+    };
+    let mut all = Vec::new();
+    for (name, pin) in &workspace.lock.catalogs {
+        match read_one(name, pin) {
+            Ok(file) => all.push((name.clone(), file)),
+            Err(error) => ctx.note(format_args!("the catalog `{name}` is left out: {error:#}")),
+        }
+    }
+    all
 }
 
 fn near(workspace: &Workspace, name: &str) -> String {

@@ -3,8 +3,11 @@
 use anyhow::bail;
 
 use super::{Workspace, fetch, near, picked, placed};
-use crate::cli::{Context, Exit, Usage};
-use portcullis_catalog::{CATALOG, Entry, Options, Reference, Run, SERVERS, read, write};
+use crate::{
+    cli::{Context, Exit, Usage},
+    manage::catalog_search::{about, runs_as},
+};
+use portcullis_catalog::{CATALOG, Entry, Options, Reference, SERVERS, read, write};
 
 /// Lists the servers of a catalog, or shows one of them.
 pub async fn run(
@@ -77,18 +80,5 @@ fn one(ctx: &Context, entries: Vec<Entry>) -> anyhow::Result<Exit> {
 }
 
 fn row(entry: &Entry) -> [String; 3] {
-    let (runs, what) = match &entry.server {
-        Ok(server) => {
-            let runs = match &server.run {
-                Run::Image { image, .. } => image.name.clone(),
-                Run::Command { program, .. } => program.clone(),
-                Run::Remote { url, .. } => url.clone(),
-            };
-            (runs, server.title.clone().or(server.description.clone()).unwrap_or_default())
-        }
-        Err(problems) => {
-            ("-".to_owned(), problems.first().map_or(String::new(), |problem| problem.text.clone()))
-        }
-    };
-    [entry.name.clone(), runs, what.chars().take(80).collect()]
+    [entry.name.clone(), runs_as(entry).to_owned(), about(entry)]
 }

@@ -1,10 +1,11 @@
 //! `portcullis policy new`: prints policy templates.
 
-use std::{collections::BTreeSet, fs::OpenOptions, io::Write as _, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf};
 
-use anyhow::{Context as _, bail};
-
-use crate::cli::{Context, Exit, Reports, Usage};
+use crate::{
+    cli::{Context, Exit, Reports, Usage},
+    manage::new_files::{self, NewFile},
+};
 use portcullis_policy_tools::{
     Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName, make,
 };
@@ -68,30 +69,12 @@ pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
         ctx.verbatim(&texts.collect::<Vec<_>>().join("\n"))?;
         return Ok(Exit::Ok);
     };
-    // An existing file is never overwritten, and a file in the way is found before any is written.
-    let (mut new, mut kept) = (Vec::new(), Vec::new());
-    for one in &rendered {
-        for (name, text, _) in one.files() {
-            let path = dir.join(name);
-            match (path.exists(), one.shared) {
-                (false, _) => new.push((path, text)),
-                (true, true) => kept.push(path),
-                (true, false) => {
-                    bail!("{} exists already: rename it or write to another folder", path.display())
-                }
-            }
-        }
-    }
-    for path in kept {
+    let planned = new_files::plan(dir, &rendered)?;
+    new_files::create(&planned.new)?;
+    for path in &planned.kept {
         ctx.line(format!("kept {}", path.display()))?;
     }
-    for (path, text) in new {
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .and_then(|mut file| file.write_all(text.as_bytes()))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    for NewFile { path, .. } in &planned.new {
         ctx.line(format!("wrote {}", path.display()))?;
     }
     Ok(Exit::Ok)

@@ -59,7 +59,7 @@ pub async fn run(
         source: source.to_owned(),
         digest: Some(digest),
         name: fetched.name,
-        in_full: false,
+        clients: None,
     };
     let dry = add_options.is_dry();
     let (servers, exit) = take(ctx, workspace, offer, add_options).await?;

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::{
     cli::{Context, Exit, proxy_client::Located},
-    manage::server_states::{disabled, stopped, why},
+    manage::server_states::{details, disabled, stopped, why},
 };
 
 /// Lists the servers.
@@ -21,9 +21,12 @@ pub(super) async fn run(ctx: &Context, found: Located) -> anyhow::Result<Exit> {
     let rows = states.iter().map(|state| {
         let cells = ["name", "state", "place", "process", "revision"]
             .map(|key| state[key].as_str().unwrap_or("").to_owned());
-        cells.into_iter().chain([why(state).to_owned()]).collect::<Vec<_>>()
+        cells.into_iter().chain([why(state).0.to_owned()]).collect::<Vec<_>>()
     });
     ctx.table(&["SERVER", "STATE", "PLACE", "PROCESS", "REVISION", "WHY"], rows)?;
+    for details in details(&states) {
+        ctx.line(details)?;
+    }
     for state in &states {
         let name = state["name"].as_str().unwrap_or("");
         let notices = state["notices"].as_array().into_iter().flatten();
