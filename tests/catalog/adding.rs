@@ -289,3 +289,27 @@ fn added_server_is_used_with_the_policies_that_were_written() {
     ok(dir, &["server", "enable", "notes"]);
     assert!(ok(dir, &["tools", "ls"]).contains("notes__"));
 }
+
+#[test]
+fn policy_whose_id_is_in_use_is_not_written() {
+    let dir = gateway();
+    let dir = dir.path();
+    let mine = "@id(\"agents-read-x\")\npermit (principal, action, resource);\n";
+    write(dir, "policies/mine.cedar", mine);
+    let before = files(dir);
+    let (code, _, err) = run(dir, &["add", "--name", "x", "--", "x-server"]);
+    assert_eq!((code, files(dir)), (1, before), "{err}");
+    assert!(err.contains("policies/mine.cedar has a policy `agents-read-x`"), "{err}");
+}
+
+#[test]
+fn lock_file_that_cannot_be_changed_prevents_all_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    fs::create_dir(dir.join("policies")).unwrap();
+    // Of a later version: it cannot be changed.
+    write(dir, "portcullis.lock", "version = 99\n");
+    let before = files(dir);
+    let (code, _, err) = run(dir, &["add", "--name", "x", "--", "x-server"]);
+    assert_eq!((code, files(dir)), (1, before), "{err}");
+}

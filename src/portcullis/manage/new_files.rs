@@ -57,13 +57,18 @@ pub fn create<'a>(files: impl IntoIterator<Item = &'a NewFile>) -> anyhow::Resul
         match create_one(path, text) {
             Ok(()) => created.push(path),
             Err(error) => {
-                // The first error is the one to report.
                 created.iter().for_each(|path| drop(fs::remove_file(path)));
                 return Err(error).with_context(|| format!("cannot write {}", path.display()));
             }
         }
     }
     Ok(())
+}
+
+/// Removes files that [`create`] created, after a later step failed. The error of that step is the one
+/// to report.
+pub fn remove<'a>(files: impl IntoIterator<Item = &'a NewFile>) {
+    files.into_iter().for_each(|file| drop(fs::remove_file(&file.path)));
 }
 
 fn create_one(path: &Path, text: &str) -> io::Result<()> {

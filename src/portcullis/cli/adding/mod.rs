@@ -32,7 +32,7 @@ use crate::{
     cli::{Context, Exit, catalog::Workspace},
     manage::{
         images::{locking, not_locked},
-        new_files,
+        new_files::{self, NewFile},
     },
 };
 use portcullis_audit::record::ImageEvent;
@@ -107,6 +107,9 @@ pub(super) async fn take(
             bail!("nothing was written: {why}");
         }
     }
+    if let Some(why) = policy_files::duplicate_id(&others, &planned) {
+        bail!("nothing was written: {why}");
+    }
     if !planned.is_empty() && !add_options.dry_run {
         // Checked before writing: pins within their own limits may exceed the limit of the file.
         let mut merged = workspace.lock.clone();
@@ -120,15 +123,27 @@ pub(super) async fn take(
         merged.servers.extend(locked);
         merged.text(&workspace.base)?;
         let moves: Vec<ImageEvent> = planned.iter().filter_map(PlannedServer::locking).collect();
-        locking(&before, &moves).await?;
-        if let Err(error) = write(workspace, folder.as_deref(), &planned) {
-            for done in moves {
-                not_locked(ctx, &before, done, &format!("{error:#}")).await;
-            }
-            return Err(error);
+        let files: Vec<&NewFile> = planned.iter().flat_map(|one| &one.client_files.new).collect();
+        if let Some(folder) = folder.as_ref().filter(|_| !files.is_empty()) {
+            make_folder(folder)?;
         }
-        atomic_file::replace(&ctx.config, text.as_bytes())
-            .with_context(|| format!("cannot write {}", ctx.config.display()))?;
+        new_files::create(files.iter().copied())?;
+        let written = async {
+            locking(&before, &moves).await?;
+            if let Err(error) = write(workspace, folder.as_deref(), &planned) {
+                for done in moves {
+                    not_locked(ctx, &before, done, &format!("{error:#}")).await;
+                }
+                return Err(error);
+            }
+            atomic_file::replace(&ctx.config, text.as_bytes())
+                .with_context(|| format!("cannot write {}", ctx.config.display()))
+        };
+        let written = written.await;
+        if written.is_err() {
+            new_files::remove(files);
+        }
+        written?;
     }
     let stage = match (add_options.dry_run, asks) {
         (true, _) => Stage::Planned,
@@ -144,6 +159,10 @@ pub(super) async fn take(
     Ok((planned.into_iter().map(|planned| planned.server).collect(), exit))
 }
 
+fn make_folder(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+}
+
 /// Writes policies, then the lock file; the config is written last. The restrictions of a server
 /// thus exist before its entry. If the entry is then not written, it differs from the lock file and
 /// counts as edited by the operator.
@@ -152,17 +171,13 @@ fn write(
     folder: Option<&Path>,
     planned: &[PlannedServer],
 ) -> anyhow::Result<()> {
-    if let Some(folder) = folder {
-        std::fs::create_dir_all(folder)
-            .with_context(|| format!("cannot make {}", folder.display()))?;
-    }
+    folder.map(make_folder).transpose()?;
     for one in planned {
         if let Policies::Written { path, text, .. } = &one.policies {
             atomic_file::replace(path, text.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
-    new_files::create(planned.iter().flat_map(|one| &one.client_files.new))?;
     let mut moved = Ok(());
     workspace.change(|lock| {
         let mut next = lock.clone();

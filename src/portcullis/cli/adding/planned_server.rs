@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     AddOptions,
+    client_policy::policies_of,
     policy_files::{self, ConfiguredPolicyFiles},
 };
 use crate::manage::new_files::PlannedFiles;
@@ -146,6 +147,16 @@ impl PlannedServer {
         let kept = kept.filter_map(|path| written.get_key_value(&path));
         let kept: Vec<_> = kept.map(|(path, digest)| (path.clone(), digest.clone())).collect();
         self.locked.client_policies = self.written_client_files(base).chain(kept).collect();
+    }
+
+    /// Paths and texts of the policies that this import writes.
+    pub fn written(&self) -> impl Iterator<Item = (&Path, &str)> {
+        let start = match &self.policies {
+            Policies::Written { path, text, .. } => Some((path.as_path(), text.as_str())),
+            _ => None,
+        };
+        let new = policies_of(&self.client_files.new);
+        start.into_iter().chain(new.map(|file| (file.path.as_path(), file.text.as_str())))
     }
 
     /// Whether policies let clients use it that this import writes or keeps.

@@ -10,6 +10,7 @@ use cedar_policy::{
     ActionConstraint, Effect, EntityUid, Policy, PolicySet, PrincipalConstraint, ResourceConstraint,
 };
 
+use super::planned_server::PlannedServer;
 use portcullis_config::Config;
 use portcullis_policy::Source;
 
@@ -60,6 +61,36 @@ pub(super) fn files(config: &Config, base: &Path) -> ConfiguredPolicyFiles {
     });
     let files = files.collect();
     ConfiguredPolicyFiles { base: base.to_owned(), files }
+}
+
+/// An id of a policy to write that another file has already, in a sentence. The proxy would load
+/// neither.
+pub(super) fn duplicate_id(
+    files: &ConfiguredPolicyFiles,
+    planned: &[PlannedServer],
+) -> Option<String> {
+    let written: Vec<(&Path, &str)> = planned.iter().flat_map(PlannedServer::written).collect();
+    let is_written = |path: &Path| written.iter().any(|(written, _)| *written == path);
+    let others = files.files.iter().filter(|(file, _)| !is_written(&files.base.join(file)));
+    let others: Vec<_> = others.collect();
+    written.iter().flat_map(|(path, text)| parsed(text).map(|policies| (path, policies))).find_map(
+        |(path, new)| {
+            let taken =
+                new.policies().filter_map(|policy| policy.annotation("id")).find_map(|id| {
+                    let has = |policies: &PolicySet| {
+                        policies.policies().any(|policy| policy.annotation("id") == Some(id))
+                    };
+                    let (file, _) = others.iter().find(|(_, all)| all.as_ref().is_some_and(has))?;
+                    Some((id.to_owned(), file))
+                });
+            let (id, file) = taken?;
+            Some(format!(
+                "{} has a policy `{id}`, and {} would have one, too: change that id",
+                file.display(),
+                path.display()
+            ))
+        },
+    )
 }
 
 /// Secrets of a server that policies may permit. Unreadable policies may permit all of them; the
