@@ -81,6 +81,7 @@ pub struct Quantiles {
     pub count: u64,
     pub p50_us: Option<u64>,
     pub p90_us: Option<u64>,
+    pub p95_us: Option<u64>,
     pub p99_us: Option<u64>,
     pub max_us: Option<u64>,
 }
@@ -107,6 +108,7 @@ impl From<&Times> for Quantiles {
             count: times.count(),
             p50_us: times.quantile(0.5),
             p90_us: times.quantile(0.9),
+            p95_us: times.quantile(0.95),
             p99_us: times.quantile(0.99),
             max_us: times.quantile(1.0),
         }

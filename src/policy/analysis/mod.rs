@@ -224,13 +224,21 @@ fn unknown_names(entry: &Entry<'_>, inventory: &Inventory) -> Vec<Finding> {
     for literal in entry.policy.entity_literals() {
         let (id, text) = (literal.id().unescaped(), literal.to_string());
         let found = match (literal.type_name().basename(), &inventory.groups, &inventory.clients) {
+            ("Group", Some(_), _) if id.parse::<Group>().is_err() => Some((
+                Vec::new(),
+                "policy-empty-group",
+                format!("no client can be in the group `{}`", id.escape_debug()),
+                "is not a legal name",
+                "use 1 to 64 of a-z, 0-9, `-` and `_`, beginning with a letter or a digit, as \
+                 `portcullis client add --group` does",
+            )),
             ("Group", Some(groups), _) => Some((
                 groups.iter().map(Group::as_str).collect::<Vec<_>>(),
                 "policy-empty-group",
                 format!("no client is in the group `{}`", id.escape_debug()),
                 "has no member",
-                "put a client in it (`groups` under `[clients.NAME]`, or `portcullis client add \
-                 --group`), or take this out",
+                "put a client in it (`portcullis client add --group` or `client connect --group`, or \
+                 `groups` under `[clients.NAME]`), or take this out",
             )),
             ("Client", _, Some(clients)) => Some((
                 clients.iter().map(ClientName::as_str).collect(),

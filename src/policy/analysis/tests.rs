@@ -244,6 +244,23 @@ fn unknown_names_are_found() {
 }
 
 #[test]
+fn group_with_an_illegal_name_has_a_finding_of_its_own() {
+    let known = Inventory { groups: Some([].into()), ..Inventory::default() };
+    for (group, message) in [
+        ("A", "no client can be in the group `A`"),
+        ("a b", "no client can be in the group `a b`"),
+        ("a", "no client is in the group `a`"),
+    ] {
+        let policy =
+            format!("permit (principal in Portcullis::Group::\"{group}\", {CALL}, resource);");
+        let folder = folder(&[("p.cedar", &policy)]);
+        let engine = Engine::load(&["policies".into()], folder.path()).unwrap();
+        let found = serde_json::to_value(engine.analyse(&known)).unwrap();
+        assert_eq!(found[0]["message"], message, "{found:#}");
+    }
+}
+
+#[test]
 fn unknown_tools_are_found() {
     let tool = |name: &str, read_only: bool| KnownTool {
         name: name.to_owned(),

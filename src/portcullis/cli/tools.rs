@@ -99,7 +99,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             ctx.json(error)?;
         } else {
             ctx.note(error["message"].as_str().unwrap_or("refused"));
-            if args.client.is_none() && error["data"]["code"] == "policy-denied" {
+            let is_own_list = name.is_none() && args.client.is_none();
+            if is_own_list && error["data"]["code"] == "policy-denied" {
                 ctx.note(format_args!(
                     "You act as {}; `--as CLIENT` selects a client.",
                     acting(None)

@@ -124,7 +124,7 @@ fn times(ctx: &Context, summary: &Summary) -> anyhow::Result<()> {
         };
         let rows =
             [row("all", &summary.latency.total), row("in servers", &summary.latency.servers)];
-        ctx.table(&["CALLS", "COUNT", "P50", "P90", "P99", "MAX"], rows)?;
+        ctx.table(&["CALLS", "COUNT", "P50", "P90", "P95", "P99", "MAX"], rows)?;
         if summary.latency.sampled {
             ctx.note("times are of a sample of the calls");
         }
@@ -139,12 +139,12 @@ fn times(ctx: &Context, summary: &Summary) -> anyhow::Result<()> {
         row.extend(quantiles(&server.latency));
         row
     });
-    ctx.table(&["SERVER", "COUNT", "REFUSED", "P50", "P90", "P99", "MAX"], rows)?;
+    ctx.table(&["SERVER", "COUNT", "REFUSED", "P50", "P90", "P95", "P99", "MAX"], rows)?;
     Ok(())
 }
 
-fn quantiles(times: &Quantiles) -> [String; 4] {
-    [times.p50_us, times.p90_us, times.p99_us, times.max_us]
+fn quantiles(times: &Quantiles) -> [String; 5] {
+    [times.p50_us, times.p90_us, times.p95_us, times.p99_us, times.max_us]
         .map(|time| time.map(duration).unwrap_or_else(|| "-".into()))
 }
 
