@@ -48,7 +48,7 @@ const OTHERS: [&str; 21] = [
     "chrt",
 ];
 
-/// Whether a command may leave out what it needs: in the text, `server add` names a command, and
+/// Whether a command may leave out what it needs: in the text, `server import` names a command, and
 /// in a block it is one that the reader copies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Whole {
