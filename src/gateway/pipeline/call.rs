@@ -8,6 +8,9 @@
 //! | legacy | modern | `input_required`: its requests are sent, the call is repeated with answers |
 //! | modern | legacy | `input_required`: the call is suspended until the client answers |
 //! | modern | modern | `input_required` is forwarded; the server's state is sealed to the client |
+//!
+//! A call can wait: for the start of its server, in the queue of an instance, for answers of the
+//! client. If policies, the client or the server's entry changed meanwhile, it is decided again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,6 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Message, mirrored_headers};
 use crate::{
+    recorder::ExchangeRecord,
     server_requests::{PendingInput, ReplyRoute, ServerRequests, State, SuspendedCall, TTL},
     stages::{ClientContext, Stages},
     upstream_call::{CallEvent, InFlightCalls, UpstreamCall},
@@ -40,7 +44,8 @@ use portcullis_upstream::{
     Call, CallError, Deadline, Instance, Reply, Running, Server, ServerMessage,
 };
 
-/// Times that a modern server may require input of a legacy client before its call fails.
+/// Times that a modern server may require input of a legacy client, or that a call may be decided,
+/// before it fails.
 const ROUNDS: usize = 32;
 /// Server requests that one call may contain.
 const QUESTIONS: usize = 64;
@@ -125,6 +130,7 @@ impl ServerCalls {
         Message { client, frame, notices }: Message<'_>,
         server: &Arc<Server>,
         exchange: &Exchange,
+        record: &mut ExchangeRecord,
     ) -> Result<Answer, Refusal> {
         let context = CallContext { client, frame, server, exchange, notices };
         let state = if client.revision.is_modern() {
@@ -164,16 +170,8 @@ impl ServerCalls {
         }
         let modern = revision.is_modern();
         for _ in 0..ROUNDS {
-            let call = self.call_of(&context, params.clone());
-            let dialogue = UpstreamCall::begin(
-                &self.in_flight,
-                server,
-                instance.clone(),
-                running.clone(),
-                call,
-            );
-            let talk = self.drive_call(&context, (&instance, &running), dialogue).await;
-            let reply = match talk {
+            let at = (&instance, &running);
+            let reply = match self.send(&context, record, at, params.as_ref()).await? {
                 CallOutcome::Over(reply) => reply.map_err(|failure| failed(&failure, &context))?,
                 CallOutcome::Asks(dialogue, open) => {
                     let at = (instance, running);
@@ -198,7 +196,44 @@ impl ServerCalls {
         Err(failed(&failure, &context))
     }
 
-    fn call_of(&self, context: &CallContext<'_>, params: Option<Bytes>) -> Call {
+    /// Sends a call to an instance and drives it. A call that waited is decided again first, if its
+    /// decision no longer holds.
+    async fn send(
+        &self,
+        context: &CallContext<'_>,
+        record: &mut ExchangeRecord,
+        (instance, running): (&Arc<Instance>, &Arc<Running>),
+        params: Option<&Bytes>,
+    ) -> Result<CallOutcome, Refusal> {
+        let CallContext { server, exchange, .. } = context;
+        // One deadline, however often the call is decided.
+        let clock = Deadline::new(server.deadline());
+        for _ in 0..ROUNDS {
+            let call = self.call_of(context, record, params.cloned(), clock.clone());
+            let dialogue = UpstreamCall::begin(
+                &self.in_flight,
+                server,
+                instance.clone(),
+                running.clone(),
+                call,
+            );
+            match self.drive_call(context, (instance, running), dialogue).await {
+                CallOutcome::Over(Err(CallError::Outdated)) => {
+                    self.stages.renew_decision(exchange, record, server).await?;
+                }
+                outcome => return Ok(outcome),
+            }
+        }
+        Err(failed(&CallError::Outdated, context))
+    }
+
+    fn call_of(
+        &self,
+        context: &CallContext<'_>,
+        record: &ExchangeRecord,
+        params: Option<Bytes>,
+        clock: Deadline,
+    ) -> Call {
         let exchange = context.exchange;
         Call {
             method: exchange.method.clone(),
@@ -216,7 +251,8 @@ impl ServerCalls {
             frame: Some(context.frame.clone()),
             messages: None,
             client: Some(context.client.principal.kind.clone()),
-            clock: Deadline::new(context.server.deadline()),
+            clock,
+            send_check: Some(self.stages.send_check(exchange, record, context.server)),
         }
     }
 
