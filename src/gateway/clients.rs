@@ -18,7 +18,7 @@ use crate::{
     recorder::{Recorder, client_events::changed},
     servers::Servers,
     session::{Session, Sessions},
-    stages::Caller,
+    stages::{CLIENT_CHANGED, Caller},
     subscriptions::Subscriptions,
     tasks::Tasks,
 };
@@ -29,8 +29,6 @@ use portcullis_audit::{
 use portcullis_protocol::identity::{Change, Keyring, Principal, PrincipalKind};
 use portcullis_upstream::{InstanceKey, Launcher, claims};
 
-/// Cause of ending what a client has open after its key or groups changed.
-pub const CLIENT_CHANGED: &str = "the client was removed, or its groups changed";
 /// Time without a message after which a client counts as new again.
 const AWAY: Duration = Duration::from_secs(60 * 60);
 /// Clients that are remembered.

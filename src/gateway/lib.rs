@@ -41,7 +41,7 @@ mod upstream_call;
 
 pub use admission::{Admission, ConcurrencyPermit, Incoming};
 pub use builder::{GatewayBuilder, Purpose, StartFailure, interceptor};
-pub use clients::{CLIENT_CHANGED, Clients};
+pub use clients::Clients;
 pub use file_watcher::Files;
 pub use gateway::Gateway;
 pub use pipeline::{ExchangeHandle, ExchangeResponse};
@@ -51,4 +51,4 @@ pub use recorder::{
     record_offline, record_start_failure,
 };
 pub use servers::Servers;
-pub use stages::Caller;
+pub use stages::{CLIENT_CHANGED, Caller};

@@ -74,6 +74,8 @@ const RELOADS: usize = 16;
 /// Policy set in use. The caches of its answers are dropped with it.
 pub(super) struct Set {
     pub(super) loaded: Loaded,
+    /// Number among all sets that were in use, from 1.
+    generation: u64,
     /// Index of the policies in force.
     index: Index,
     /// Index of the policies in shadow mode, if there are any.
@@ -199,7 +201,7 @@ impl Engine {
             source,
             base: base.to_owned(),
             in_force: AtomicBool::new(false),
-            current: ArcSwap::from_pointee(Set::new(loaded)),
+            current: ArcSwap::from_pointee(Set::new(loaded, 1)),
             plain,
             reloading: Mutex::new(()),
             status,
@@ -254,7 +256,8 @@ impl Engine {
                 let revision = loaded.revision;
                 // If the set is unchanged, its cached answers are kept.
                 if revision != self.revision() {
-                    self.current.store(Arc::new(Set::new(loaded)));
+                    let generation = self.generation() + 1;
+                    self.current.store(Arc::new(Set::new(loaded, generation)));
                 }
                 self.status.send_replace(status);
                 Ok(revision)
@@ -292,6 +295,12 @@ impl Engine {
     /// Revision of the set in use.
     pub fn revision(&self) -> Revision {
         self.current.load().loaded.revision
+    }
+
+    /// Number of the set in use, among all that were in use. Unlike a revision, a generation never
+    /// comes back.
+    pub fn generation(&self) -> u64 {
+        self.current.load().generation
     }
 
     /// Warnings about the set in use, given the known servers, clients and tools: policies that
@@ -481,7 +490,7 @@ impl fmt::Debug for Engine {
 }
 
 impl Set {
-    fn new(loaded: Loaded) -> Self {
+    fn new(loaded: Loaded, generation: u64) -> Self {
         let vocabulary = &loaded.ground.vocabulary;
         let (shadows, policies) = loaded.policies.policies().partition::<Vec<_>, _>(|policy| {
             loaded.rules.get(policy.id()).is_some_and(|rule| rule.obligations.shadow)
@@ -489,7 +498,7 @@ impl Set {
         let index = Index::new(&policies, vocabulary);
         let shadows = (!shadows.is_empty()).then(|| Index::new(&shadows, vocabulary));
         let reads = index.reads() | shadows.as_ref().map(Index::reads).unwrap_or_default();
-        Self { loaded, index, shadows, reads }
+        Self { loaded, generation, index, shadows, reads }
     }
 
     fn terms(&self) -> Terms<'_> {

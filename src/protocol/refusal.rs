@@ -96,7 +96,8 @@ codes! {
     /// The audit log could not record the call or the start of its server, so the call was not
     /// made.
     AuditUnavailable = "audit-unavailable", REFUSED, 200;
-    /// The request has no key, or an unknown key.
+    /// The request has no key or an unknown key, or its client was removed or got other groups while
+    /// the request waited.
     Unauthenticated = "unauthenticated", REFUSED, 401;
     /// The `Host` or `Origin` header is not allowed.
     ForbiddenOrigin = "forbidden-origin", REFUSED, 403;

@@ -183,7 +183,8 @@ impl Instance {
     /// the handshake again and repeats the call.
     ///
     /// # Errors
-    /// A [`CallError`] if no response came.
+    /// A [`CallError`] if no response came: [`CallError::Outdated`] if the call was not sent, because
+    /// the decision on it no longer held.
     pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, CallError> {
         let queued = self.calls.admit(call.client.as_ref());
         let _permit = call.clock.bound(queued).await?;
@@ -199,6 +200,8 @@ impl Instance {
         if let Some(newer) = &newer {
             (running, counted) = (newer, newer.calls.token());
         }
+        // Last, since everything before may wait.
+        call.ensure_decided()?;
         let again = running.process.is_none().then(|| call.clone());
         let asks = call.clock.clone();
         let reply = running.unless_revoked(running.link.call(call));
@@ -240,6 +243,7 @@ impl Instance {
         if running.handshake.revision != revision {
             return Err(CallError::Forgotten);
         }
+        call.ensure_decided()?;
         running.unless_revoked(running.link.call(call)).await
     }
 

@@ -79,4 +79,4 @@ pub use secret_set::{
 pub use server::{RestartReport, RotationReport, Server};
 pub use status::{InstanceStatus, Status};
 pub use stderr_log::Scrub;
-pub use transport::{Call, Reply, ServerMessage, ServerTransport, UnroutedMessage};
+pub use transport::{Call, Reply, SendCheck, ServerMessage, ServerTransport, UnroutedMessage};

@@ -221,6 +221,7 @@ impl ServerShared {
             }
             failure @ (CallError::Timeout(_)
             | CallError::Overloaded { .. }
+            | CallError::Outdated
             | CallError::Forbidden(_)
             | CallError::NoSecret { .. }
             | CallError::Pulling(_)) => failure,

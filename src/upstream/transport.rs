@@ -1,6 +1,6 @@
 //! Transport to a server: requests and their responses.
 
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,6 +37,24 @@ pub struct Call {
     pub client: Option<PrincipalKind>,
     /// Deadline of the response.
     pub clock: Deadline,
+    /// Whether the request may still be sent; `None` for a request of the proxy itself.
+    pub send_check: Option<SendCheck>,
+}
+
+/// Check directly before a request is sent: whether the decision on it still holds.
+#[derive(Clone)]
+pub struct SendCheck(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl SendCheck {
+    pub fn new(holds: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(holds))
+    }
+}
+
+impl fmt::Debug for SendCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SendCheck")
+    }
 }
 
 impl Call {
@@ -51,6 +69,18 @@ impl Call {
             messages: None,
             client: None,
             clock: Deadline::new(deadline),
+            send_check: None,
+        }
+    }
+
+    /// Checks that the decision on the request still holds.
+    ///
+    /// # Errors
+    /// [`CallError::Outdated`] if it does not.
+    pub(super) fn ensure_decided(&self) -> Result<(), CallError> {
+        match &self.send_check {
+            Some(SendCheck(holds)) if !holds() => Err(CallError::Outdated),
+            _ => Ok(()),
         }
     }
 

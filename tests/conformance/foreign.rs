@@ -22,7 +22,7 @@ use crate::{
 const COLUMNS: [&str; 3] = ["directly", "/servers/NAME/mcp", "/mcp"];
 
 /// A server with what starts it.
-enum Foreign {
+pub enum Foreign {
     /// Of npm, in this package, with these arguments.
     Npm { package: &'static str, at: fn() -> PathBuf, args: &'static [&'static str] },
     /// Of this package of PyPI: `tests/sdks/python/conformance.py` with this argument.
@@ -30,6 +30,18 @@ enum Foreign {
     /// In this process.
     Rmcp,
 }
+
+pub const SERVER_EVERYTHING: Foreign = Foreign::Npm {
+    package: "@modelcontextprotocol/server-everything",
+    at: || {
+        target(
+            "tests/servers/node/node_modules/@modelcontextprotocol/server-everything/dist/index.js",
+        )
+    },
+    args: &["streamableHttp"],
+};
+pub const FASTMCP: Foreign = Foreign::Python("fastmcp");
+pub const MCP: Foreign = Foreign::Python("mcp");
 
 /// Prints the address of a server that prints none.
 const PRINT_URL: &str = "data:text/javascript,\
@@ -41,13 +53,13 @@ const PRINT_URL: &str = "data:text/javascript,\
     };";
 
 /// A running server. Dropping it ends it.
-struct Running {
-    url: String,
+pub struct Running {
+    pub url: String,
     _process: Option<Child>,
 }
 
 impl Foreign {
-    async fn start(&self) -> Running {
+    pub async fn start(&self) -> Running {
         let mut command = match self {
             Self::Npm { at, args, .. } => {
                 let mut command = Command::new(node());
@@ -79,7 +91,7 @@ impl Foreign {
     }
 
     /// Its name on the page, with the installed version.
-    fn name(&self) -> String {
+    pub fn name(&self) -> String {
         let (package, version) = match self {
             Self::Npm { package, at, .. } => {
                 let at = at();
@@ -168,7 +180,7 @@ impl Foreign {
     }
 }
 
-const PAGE: &str = "docs/reference/conformance.md";
+pub const PAGE: &str = "docs/reference/conformance.md";
 /// Head of the page's table with the numbers.
 const HEAD: &str = "| server | suite | directly | `/servers/NAME/mcp` | `/mcp`, with an empty prefix |\n\
     |---|---|---|---|---|\n";
@@ -178,7 +190,8 @@ fn bare_name(name: &str) -> &str {
     name.split(' ').next().unwrap_or(name)
 }
 
-fn cells(row: &str) -> Vec<&str> {
+/// The cells of a row.
+pub fn cells(row: &str) -> Vec<&str> {
     row.trim_matches('|').split('|').map(str::trim).collect()
 }
 
@@ -204,31 +217,39 @@ fn listed(server: &str, revision: &str) -> Vec<(String, Place)> {
     found
 }
 
-/// Holds the page's row of this server and suite to these numbers, or writes the row.
-fn numbers_hold(server: &str, revision: &str, numbers: &[(usize, usize); 3]) -> Result<(), String> {
-    // The tests of several servers write at once.
+/// Replaces the rows of the page's table with this head.
+pub fn write_rows(head: &str, change: impl FnOnce(Vec<String>) -> Vec<String>) {
+    // Several tests write at once.
     static PAGE_LOCK: Mutex<()> = Mutex::new(());
     let _lock = PAGE_LOCK.lock();
     let path = root().join(PAGE);
     let page = std::fs::read_to_string(&path).unwrap();
+    let (before, table) = page.split_once(head).unwrap();
+    let (rows, after) = table.split_once("\n\n").unwrap_or((table, ""));
+    let rows = change(rows.lines().map(str::to_owned).collect());
+    std::fs::write(path, format!("{before}{head}{}\n\n{after}", rows.join("\n"))).unwrap();
+}
+
+/// Holds the page's row of this server and suite to these numbers, or writes the row.
+fn numbers_hold(server: &str, revision: &str, numbers: &[(usize, usize); 3]) -> Result<(), String> {
     let name = bare_name(server);
     let is_row = |line: &&str| {
         let cells = cells(line);
         cells.len() == 5 && bare_name(cells[0]) == name && cells[1] == revision
     };
-    let row = page.lines().find(is_row);
     if std::env::var_os("PORTCULLIS_WRITE_DOCS").is_some() {
         let [direct, own, merged] = numbers.map(|(passed, failed)| format!("{passed}, {failed}"));
         let new = format!("| {server} | {revision} | {direct} | {own} | {merged} |");
-        let (before, table) = page.split_once(HEAD).unwrap();
-        let (rows, after) = table.split_once("\n\n").unwrap();
-        let mut rows: Vec<_> = rows.lines().filter(|line| Some(*line) != row).collect();
-        rows.push(&new);
-        rows.sort_unstable();
-        let page = format!("{before}{HEAD}{}\n\n{after}", rows.join("\n"));
-        std::fs::write(path, page).unwrap();
+        write_rows(HEAD, |rows| {
+            let mut rows: Vec<_> = rows.into_iter().filter(|row| !is_row(&row.as_str())).collect();
+            rows.push(new);
+            rows.sort_unstable();
+            rows
+        });
         return Ok(());
     }
+    let page = std::fs::read_to_string(root().join(PAGE)).unwrap();
+    let row = page.lines().find(is_row);
     let row = row.filter(|row| cells(row)[0] == server);
     let row = row.ok_or_else(|| format!("{PAGE} has no row of {server}, {revision}\n"))?;
     for ((cell, (passed, failed)), column) in cells(row)[2..].iter().zip(numbers).zip(COLUMNS) {
@@ -248,14 +269,7 @@ fn numbers_hold(server: &str, revision: &str, numbers: &[(usize, usize); 3]) -> 
 
 #[tokio::test]
 async fn server_everything_is_no_worse_through_the_proxy() {
-    let at = || {
-        target(
-            "tests/servers/node/node_modules/@modelcontextprotocol/server-everything/dist/index.js",
-        )
-    };
-    let args = &["streamableHttp"];
-    let package = "@modelcontextprotocol/server-everything";
-    Foreign::Npm { package, at, args }.compare(&[LEGACY]).await;
+    SERVER_EVERYTHING.compare(&[LEGACY]).await;
 }
 
 fn typescript() -> PathBuf {
@@ -276,12 +290,12 @@ async fn the_second_line_of_the_typescript_sdk_is_no_worse_through_the_proxy() {
 
 #[tokio::test]
 async fn the_python_sdk_is_no_worse_through_the_proxy() {
-    Foreign::Python("mcp").compare(&[LEGACY, MODERN]).await;
+    MCP.compare(&[LEGACY, MODERN]).await;
 }
 
 #[tokio::test]
 async fn fastmcp_is_no_worse_through_the_proxy() {
-    Foreign::Python("fastmcp").compare(&[LEGACY, MODERN]).await;
+    FASTMCP.compare(&[LEGACY, MODERN]).await;
 }
 
 #[tokio::test]

@@ -68,3 +68,4 @@ mod shutdown;
 mod signed_images;
 mod streaming;
 mod streams;
+mod waiting_calls;

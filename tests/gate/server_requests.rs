@@ -1,8 +1,13 @@
 //! Server requests: their recipients, decisions and records.
 
-use std::{fs::OpenOptions, net::SocketAddr};
+use std::{collections::BTreeSet, fs::OpenOptions, net::SocketAddr};
 
-use axum::{Json, Router, routing::post};
+use axum::{
+    Json, Router,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::post,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -86,6 +91,33 @@ async fn request_state_belongs_to_one_client_and_request() {
         }
         gate.stop().await;
     }
+}
+
+/// The call begins again, and the server's requests that the client answered are answered.
+#[tokio::test]
+async fn suspended_call_survives_a_restart_of_the_proxy() {
+    let gate = Setup::everything("legacy").start().await;
+    let asked = askable(&gate, None).ask("tools/call", call("who?", None)).await.unwrap();
+    let gate = gate.stop().await.start().await;
+    let agent = askable(&gate, None);
+    let done = agent.ask("tools/call", call("who?", Some((&asked, accept())))).await.unwrap();
+    assert_eq!(done["resultType"], "complete", "{done:#}");
+    assert!(done["content"][0]["text"].as_str().unwrap().contains("ann"), "{done:#}");
+    // Decided and recorded as a new call, with its request.
+    for (method, runs) in [("tools/call", 2), ("elicitation/create", 2)] {
+        let records = gate.records(&[&format!("method = \"{method}\"")]).await;
+        let ids: BTreeSet<_> = records.iter().map(|one| one["id"].to_string()).collect();
+        assert_eq!(ids.len(), runs, "{records:#?}");
+    }
+
+    // An answer under another key answers nothing: the client gets the request.
+    let mut other = asked.clone();
+    other["inputRequests"] = json!({ "other": {} });
+    let again = agent.ask("tools/call", call("who?", Some((&other, accept())))).await.unwrap();
+    assert_eq!(again["resultType"], "input_required", "{again:#}");
+    let done = agent.ask("tools/call", call("who?", Some((&again, accept())))).await.unwrap();
+    assert_eq!(done["resultType"], "complete", "{done:#}");
+    gate.stop().await;
 }
 
 #[tokio::test]
@@ -204,10 +236,18 @@ async fn requests_with_equal_ids_on_several_streams_are_answered() {
     gate.stop().await;
 }
 
-/// Answers as a modern server whose tool creates a task with the id in its arguments.
-async fn create_task(Json(message): Json<Value>) -> Json<Value> {
+/// Answers as a server of both eras whose tool creates a task of 2026-07-28, with the id in its
+/// arguments.
+async fn create_task(Json(message): Json<Value>) -> Response {
+    if message["id"].is_null() {
+        return StatusCode::ACCEPTED.into_response();
+    }
     let params = &message["params"];
     let result = match message["method"].as_str().unwrap_or_default() {
+        "initialize" => json!({
+            "protocolVersion": params["protocolVersion"], "capabilities": { "tools": {} },
+            "serverInfo": { "name": "tasks", "version": "1" },
+        }),
         "server/discover" => json!({
             "resultType": "complete", "supportedVersions": [MODERN], "ttlMs": 0,
             "capabilities": { "tools": {}, "extensions": { "io.modelcontextprotocol/tasks": {} } },
@@ -224,16 +264,68 @@ async fn create_task(Json(message): Json<Value>) -> Json<Value> {
             "resultType": "complete", "taskId": params["taskId"], "status": "working",
         }),
     };
-    Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }))
+    Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result })).into_response()
 }
 
-#[tokio::test]
-async fn ids_and_file_of_tasks_are_limited() {
+/// A proxy with the server of [`create_task`], addressed in one era.
+async fn creating_tasks(era: &str) -> Gate {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let url = format!("http://{}/mcp", listener.local_addr().unwrap());
     let app = Router::new().route("/mcp", post(create_task));
     tokio::spawn(async move { axum::serve(listener, app).await });
-    let gate = Setup::new(&format!("[servers.remote]\nurl = \"{url}\"")).start().await;
+    let entry = format!("[servers.remote]\nurl = \"{url}\"\nera = \"{era}\"");
+    Setup::new(&entry).start().await
+}
+
+#[tokio::test]
+async fn task_of_either_era_is_forwarded_unchanged_or_refused() {
+    for era in ["legacy", "modern"] {
+        let gate = creating_tasks(era).await;
+        let begin = json!({ "id": "1" });
+        let task = askable(&gate, None).call("remote__start", begin.clone()).await.unwrap();
+        let expected = json!({ "resultType": "task", "taskId": "1", "status": "working" });
+        assert_eq!(task, expected, "{era}");
+        let found = askable(&gate, None).ask("tasks/get", json!({ "taskId": "1" })).await.unwrap();
+        assert_eq!((&found["status"], &found["taskId"]), (&json!("working"), &json!("1")), "{era}");
+        // A client without tasks could not follow it.
+        let plain = gate.modern().call("remote__start", begin.clone()).await.unwrap_err();
+        assert_eq!(code_of(&plain), "server-misbehaved", "{era}");
+        let legacy = gate.legacy().await.call("remote__start", begin).await;
+        match era {
+            "legacy" => assert_eq!(legacy.unwrap(), expected),
+            _ => assert_eq!(code_of(&legacy.unwrap_err()), "server-misbehaved"),
+        }
+        gate.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn tasks_are_listed_only_if_a_server_has_them() {
+    for (server, has) in [
+        ("[servers.one]\ncommand = [\"{one-era}\", \"legacy\"]", false),
+        ("[servers.one]\ncommand = [\"{scripted}\", \"2025-11-25\", \"stdio\"]", true),
+    ] {
+        let gate = Setup::new(&format!("{server}\nruntime = \"sandbox\"")).start().await;
+        // A server that never ran may have tasks.
+        assert!(!gate.legacy().await.names("tools/list").await.is_empty());
+        for path in ["/mcp", "/servers/one/mcp"] {
+            let agent = Agent::legacy(&gate.url(path), None).await.unwrap();
+            assert_eq!(agent.greeting["capabilities"]["tasks"]["list"].is_object(), has, "{path}");
+            match agent.ask("tasks/list", json!({})).await {
+                Ok(list) => assert!(has && list["tasks"] == json!([]), "{path}: {list:#}"),
+                Err(error) => {
+                    assert!(!has && error["code"] == -32601, "{path}: {error:#}");
+                    assert_eq!(code_of(&error), "method-unknown");
+                }
+            }
+        }
+        gate.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn ids_and_file_of_tasks_are_limited() {
+    let gate = creating_tasks("modern").await;
     let agent = askable(&gate, None);
     let longest = "x".repeat(1_024);
     let task = agent.call("remote__start", json!({ "id": longest })).await.unwrap();

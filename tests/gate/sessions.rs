@@ -11,9 +11,9 @@ use tokio::{
 
 use crate::support::{
     agent::Agent,
-    gate::Setup,
+    gate::{Gate, Setup},
     in_time, until,
-    wire::{self, ORDINARY, Reply},
+    wire::{self, Reply},
 };
 
 const HELLO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"gate","version":"1"}}}"#;
@@ -54,16 +54,7 @@ async fn abandoned_sessions_are_replaced_by_new_ones() {
     let gate = written.start().await;
     let url = gate.url("/mcp");
     let other = Agent::legacy(&url, Some(&b)).await.unwrap();
-    let key = format!("Bearer {a}");
-    let headers: Vec<_> =
-        ORDINARY.iter().copied().chain([("Authorization", key.as_str())]).collect();
-    let opened = stream::iter(0..3_000)
-        .map(|_| wire::post(gate.addr, "/mcp", &headers, HELLO.as_bytes()))
-        .buffer_unordered(16);
-    let replies: Vec<_> = opened.collect().await;
-    let refused: Vec<_> =
-        replies.iter().filter(|reply| reply.header("mcp-session-id").is_none()).collect();
-    assert!(refused.is_empty(), "{} refused: {:#?}", refused.len(), refused[0]);
+    abandon(&gate, &a, 3_000).await;
     // Only sessions of the same client ended, the longest idle first.
     assert!(!other.names("tools/list").await.is_empty());
     let newest = Agent::legacy(&url, Some(&a)).await.unwrap();
@@ -74,6 +65,50 @@ async fn abandoned_sessions_are_replaced_by_new_ones() {
         !ended.is_empty() && ended.iter().all(|record| record["reason"] == reason),
         "{ended:#?}"
     );
+    gate.stop().await;
+}
+
+/// Opens so many sessions, each over a connection of its own, and leaves them open.
+async fn abandon(gate: &Gate, key: &str, count: usize) {
+    let opened = stream::iter(0..count)
+        .map(|_| initialize(gate.addr, "127.0.0.1", Some(key)))
+        .buffer_unordered(16);
+    let replies: Vec<_> = opened.collect().await;
+    let refused: Vec<_> =
+        replies.iter().filter(|reply| reply.header("mcp-session-id").is_none()).collect();
+    assert!(refused.is_empty(), "{} refused: {:#?}", refused.len(), refused[0]);
+}
+
+/// Private memory of the proxy in bytes.
+fn memory(gate: &Gate) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gate.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn memory_of_abandoned_sessions_is_limited_and_used_again() {
+    const SESSIONS: usize = 5_000;
+    const MAX_SESSION_BYTES: usize = 8 << 10;
+    let limits = format!("[limits]\nsessions-per-client = {SESSIONS}");
+    let written = Setup::notes().and(&limits).keyed().write();
+    let (a, b) = (written.add_client("a", &[]).await, written.add_client("b", &[]).await);
+    let gate = written.start().await;
+    let other = Agent::legacy(&gate.url("/mcp"), Some(&b)).await.unwrap();
+    // Fills what is filled once: the newest records, connections, threads.
+    abandon(&gate, &b, 1_500).await;
+    let before = memory(&gate);
+    abandon(&gate, &a, SESSIONS).await;
+    let full = memory(&gate);
+    let of_one = full.saturating_sub(before) / SESSIONS;
+    println!("an idle session: {of_one} bytes");
+    assert!(of_one < MAX_SESSION_BYTES, "an idle session has {of_one} bytes");
+    // Each further one ends one of them.
+    abandon(&gate, &a, SESSIONS).await;
+    let again = memory(&gate);
+    println!("after as many again: {full} to {again} bytes");
+    assert!(again.saturating_sub(full) < SESSIONS * MAX_SESSION_BYTES / 4, "{full} to {again}");
+    assert!(!other.names("tools/list").await.is_empty());
     gate.stop().await;
 }
 

@@ -42,6 +42,7 @@ use portcullis_interceptors::{
 use portcullis_plugin_host::{Broken, PluginHost};
 use portcullis_policy::{Revision, Stated};
 use portcullis_protocol::{
+    identity::{Keyring, StoreFault},
     names::ServerName,
     seal::{KeyFault, Seal},
 };
@@ -68,6 +69,8 @@ pub enum StartFailure {
     Audit(#[from] Unavailable),
     #[error(transparent)]
     Seal(#[from] KeyFault),
+    #[error(transparent)]
+    Clients(#[from] StoreFault),
     #[error("the audit records cannot be exported: {0}")]
     Export(#[from] export::Illegal),
     #[error(transparent)]
@@ -83,6 +86,8 @@ pub enum StartFailure {
 /// The checked parts of a proxy that do not need to be started.
 pub struct GatewayBuilder {
     pub policies: Arc<portcullis_policy::Engine>,
+    /// Keys of the clients.
+    pub keyring: Arc<Keyring>,
     links: Vec<ChainEntry>,
     gate: Arc<PolicyGate>,
     launcher: Arc<Launcher>,
@@ -179,8 +184,10 @@ impl GatewayBuilder {
                 dismissed: Default::default(),
                 looks: FairSemaphore::one_each(),
             });
+            let keyring = Keyring::load(&config.clients, &config.state_dir)?;
             Ok(Self {
                 policies,
+                keyring: Arc::new(keyring),
                 links,
                 gate,
                 launcher,
@@ -331,7 +338,9 @@ impl GatewayBuilder {
             closing.clone(),
         );
         let chain = Chain::new(std::mem::take(&mut self.links), caps, limits.response_caps());
-        let stages = Arc::new(Stages { chain, gate, obligations, recorder: recorder.clone() });
+        let (recording, keyring) = (recorder.clone(), self.keyring.clone());
+        let stages = Stages { chain, gate, obligations, recorder: recording, keyring };
+        let stages = Arc::new(stages);
         let server_requests = ServerRequests::new(
             stages.clone(),
             router.clone(),

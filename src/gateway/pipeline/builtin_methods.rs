@@ -158,13 +158,15 @@ impl BuiltinMethods {
     }
 
     /// Whether the server of this view lists tasks for this client. At the endpoint of all servers
-    /// the proxy makes the list.
+    /// the proxy makes the list, if one of them can have tasks.
     async fn lists_tasks(&self, client: &ClientContext) -> bool {
-        let handshake = self.server_handshake(client).await;
-        handshake.is_none_or(|handshake| {
-            !handshake.revision.is_modern()
-                && handshake.words.value().pointer("/capabilities/tasks/list").is_some()
-        })
+        match self.server_handshake(client).await {
+            Some(handshake) => {
+                !handshake.revision.is_modern()
+                    && handshake.words.value().pointer("/capabilities/tasks/list").is_some()
+            }
+            None => self.merged(client).await.capabilities.get("tasks").is_some(),
+        }
     }
 
     /// A handshake where no single server has one. No server is started or waited for, so those

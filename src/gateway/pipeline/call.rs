@@ -8,6 +8,9 @@
 //! | legacy | modern | `input_required`: its requests are sent, the call is repeated with answers |
 //! | modern | legacy | `input_required`: the call is suspended until the client answers |
 //! | modern | modern | `input_required` is forwarded; the server's state is sealed to the client |
+//!
+//! A call can wait: for the start of its server, in the queue of an instance, for answers of the
+//! client. If policies, the client or the server's entry changed meanwhile, it is decided again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +24,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Message, mirrored_headers};
 use crate::{
-    server_requests::{PendingInput, ReplyRoute, ServerRequests, State, SuspendedCall, TTL},
+    recorder::ExchangeRecord,
+    server_requests::{
+        EarlierAnswers, PendingInput, ReplyRoute, ServerRequests, State, SuspendedCall, TTL,
+    },
     stages::{ClientContext, Stages},
     upstream_call::{CallEvent, InFlightCalls, UpstreamCall},
 };
@@ -40,7 +46,8 @@ use portcullis_upstream::{
     Call, CallError, Deadline, Instance, Reply, Running, Server, ServerMessage,
 };
 
-/// Times that a modern server may require input of a legacy client before its call fails.
+/// Times that a modern server may require input of a legacy client, or that a call may be decided,
+/// before it fails.
 const ROUNDS: usize = 32;
 /// Server requests that one call may contain.
 const QUESTIONS: usize = 64;
@@ -125,6 +132,7 @@ impl ServerCalls {
         Message { client, frame, notices }: Message<'_>,
         server: &Arc<Server>,
         exchange: &Exchange,
+        record: &mut ExchangeRecord,
     ) -> Result<Answer, Refusal> {
         let context = CallContext { client, frame, server, exchange, notices };
         let state = if client.revision.is_modern() {
@@ -132,15 +140,20 @@ impl ServerCalls {
         } else {
             None
         };
-        if let Some(State::Parked(key)) = &state {
-            let parked = self.requests.suspended.take(key).ok_or_else(|| {
-                Refusal::new(
-                    Code::RequestStateInvalid,
-                    "this call is no longer suspended: retry it",
-                )
-            })?;
-            return self.resume(&context, parked).await;
-        }
+        let mut answers = EarlierAnswers::default();
+        let edits = match state {
+            None => Vec::new(),
+            // The state that the client returns is the server's own again.
+            Some(State::Server(own)) => vec![("requestState", Some(Value::from(own).to_string()))],
+            Some(State::Parked(parked)) => {
+                if let Some(call) = self.requests.suspended.take(&parked)? {
+                    return self.resume(&context, call).await;
+                }
+                // The call ended with an earlier run of the proxy, so it begins again.
+                answers = EarlierAnswers::of(parked, exchange.request.raw());
+                vec![("requestState", None), ("inputResponses", None)]
+            }
+        };
         let (mut instance, mut running) =
             client.instance(server).await.map_err(|failure| failed(&failure, &context))?;
         if suits_any_replica(client, exchange) {
@@ -155,25 +168,18 @@ impl ServerCalls {
             return Err(Refusal::new(Code::TaskUnsupported, words));
         }
         let mut params = outgoing(&context, revision);
-        if let (Some(State::Server(own)), Some(text)) = (&state, &params) {
-            // The state that the client returns is the server's own again.
-            let own = Value::from(own.as_str()).to_string();
-            params = Object::parse(text.clone())
-                .ok()
-                .map(|params| params.with(&[("requestState", Some(own.as_bytes()))]));
+        if let (false, Some(text)) = (edits.is_empty(), &params) {
+            let edits: Vec<_> = edits
+                .iter()
+                .map(|(key, value)| (*key, value.as_ref().map(String::as_bytes)))
+                .collect();
+            params = Object::parse(text.clone()).ok().map(|params| params.with(&edits));
         }
         let modern = revision.is_modern();
         for _ in 0..ROUNDS {
-            let call = self.call_of(&context, params.clone());
-            let dialogue = UpstreamCall::begin(
-                &self.in_flight,
-                server,
-                instance.clone(),
-                running.clone(),
-                call,
-            );
-            let talk = self.drive_call(&context, (&instance, &running), dialogue).await;
-            let reply = match talk {
+            let at = (&instance, &running);
+            let sent = self.send(&context, record, at, params.as_ref(), &mut answers).await?;
+            let reply = match sent {
                 CallOutcome::Over(reply) => reply.map_err(|failure| failed(&failure, &context))?,
                 CallOutcome::Asks(dialogue, open) => {
                     let at = (instance, running);
@@ -198,7 +204,45 @@ impl ServerCalls {
         Err(failed(&failure, &context))
     }
 
-    fn call_of(&self, context: &CallContext<'_>, params: Option<Bytes>) -> Call {
+    /// Sends a call to an instance and drives it. A call that waited is decided again first, if its
+    /// decision no longer holds.
+    async fn send(
+        &self,
+        context: &CallContext<'_>,
+        record: &mut ExchangeRecord,
+        (instance, running): (&Arc<Instance>, &Arc<Running>),
+        params: Option<&Bytes>,
+        answers: &mut EarlierAnswers,
+    ) -> Result<CallOutcome, Refusal> {
+        let CallContext { server, exchange, .. } = context;
+        // One deadline, however often the call is decided.
+        let clock = Deadline::new(server.deadline());
+        for _ in 0..ROUNDS {
+            let call = self.call_of(context, record, params.cloned(), clock.clone());
+            let dialogue = UpstreamCall::begin(
+                &self.in_flight,
+                server,
+                instance.clone(),
+                running.clone(),
+                call,
+            );
+            match self.drive_call(context, (instance, running), dialogue, answers).await {
+                CallOutcome::Over(Err(CallError::Outdated)) => {
+                    self.stages.renew_decision(exchange, record, server).await?;
+                }
+                outcome => return Ok(outcome),
+            }
+        }
+        Err(failed(&CallError::Outdated, context))
+    }
+
+    fn call_of(
+        &self,
+        context: &CallContext<'_>,
+        record: &ExchangeRecord,
+        params: Option<Bytes>,
+        clock: Deadline,
+    ) -> Call {
         let exchange = context.exchange;
         Call {
             method: exchange.method.clone(),
@@ -216,7 +260,8 @@ impl ServerCalls {
             frame: Some(context.frame.clone()),
             messages: None,
             client: Some(context.client.principal.kind.clone()),
-            clock: Deadline::new(context.server.deadline()),
+            clock,
+            send_check: Some(self.stages.send_check(exchange, record, context.server)),
         }
     }
 
@@ -226,6 +271,7 @@ impl ServerCalls {
         context: &CallContext<'_>,
         (instance, running): (&Arc<Instance>, &Arc<Running>),
         mut dialogue: UpstreamCall,
+        answers: &mut EarlierAnswers,
     ) -> CallOutcome {
         let CallContext { client, server, notices, .. } = context;
         // Pending server requests are withdrawn if the call ends before they are answered.
@@ -299,6 +345,10 @@ impl ServerCalls {
                         }
                     }));
                     if let Ok(Some(question)) = admitted.await {
+                        if let Some(result) = answers.take(question.digest()) {
+                            self.complete(context, question, result).await;
+                            continue;
+                        }
                         together.get_or_insert_with(|| tokio::time::Instant::now() + AT_ONCE);
                         open.push(question);
                     }
@@ -337,9 +387,8 @@ impl ServerCalls {
         let requests: Vec<_> = parked.open.iter().map(PendingInput::request).collect();
         let limit = self.requests.timeout.min(TTL);
         let owner = context.client.principal.kind.clone();
-        let key = self.requests.suspended.park(owner, parked, limit)?;
-        let state =
-            self.requests.seal_state(context.server, context.exchange, &State::Parked(key))?;
+        let state = State::Parked(self.requests.suspended.park(owner, parked, limit)?);
+        let state = self.requests.seal_state(context.server, context.exchange, &state)?;
         let parts: [&[u8]; 5] = [
             b"{\"resultType\":\"input_required\",\"inputRequests\":{",
             &requests.join(&b","[..]),
@@ -361,13 +410,7 @@ impl ServerCalls {
             .and_then(|params| params.object("inputResponses"));
         for open in std::mem::take(&mut parked.open) {
             match responses.as_ref().and_then(|responses| responses.get(open.key())) {
-                // On a task of its own, so that it is recorded to its end.
-                Some(result) => {
-                    let party = Party::Client(context.client.principal.kind.clone());
-                    let weight = Weight::of(&result);
-                    let settled = in_turns(party, weight, open.complete(result));
-                    drop(self.tasks.spawn(settled).await);
-                }
+                Some(result) => self.complete(context, open, result).await,
                 None => parked.open.push(open),
             }
         }
@@ -375,7 +418,9 @@ impl ServerCalls {
             return self.park(context, parked);
         }
         let (dialogue, (instance, running)) = parked.resume();
-        match self.drive_call(context, (&instance, &running), dialogue).await {
+        let mut answers = EarlierAnswers::default();
+        let at = (&instance, &running);
+        match self.drive_call(context, at, dialogue, &mut answers).await {
             CallOutcome::Over(reply) => {
                 let reply = reply.map_err(|failure| failed(&failure, context))?;
                 self.translate_reply(context, running.handshake.revision, reply)
@@ -384,6 +429,15 @@ impl ServerCalls {
                 self.park(context, SuspendedCall::new(dialogue, open, (instance, running)))
             }
         }
+    }
+
+    /// Answers a server request with the client's response, on a task of its own, so that it is
+    /// recorded to its end.
+    async fn complete(&self, context: &CallContext<'_>, request: PendingInput, response: Bytes) {
+        let party = Party::Client(context.client.principal.kind.clone());
+        let weight = Weight::of(&response);
+        let settled = in_turns(party, weight, request.complete(response));
+        drop(self.tasks.spawn(settled).await);
     }
 
     /// Sends all requests in a modern server's result to a legacy client. Returns the answers by

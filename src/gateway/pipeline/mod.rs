@@ -330,7 +330,7 @@ impl Pipeline {
         let counts = exchange.method.as_str() != Method::LISTEN;
         *counted = server.as_ref().filter(|_| counts).map(|server| server.counted());
         let sent = exchange.request.clone();
-        self.stages.chain.pass(exchange, Phase::Request, &mut record.trail).await?;
+        self.stages.decide(exchange, record).await?;
         // Only clients that the chain allows learn which tools exist and how they are called.
         if let Target::Tool { name, tool: None } = &exchange.target {
             return Err(self.builtin.unknown_tool(client, exchange, name));
@@ -342,11 +342,7 @@ impl Pipeline {
         if let Some(server) = server.as_ref().filter(|_| counts) {
             server.ensure_started()?;
         }
-        self.recorder().record_intent(exchange, record).await.map_err(|error| {
-            tracing::error!(decision = %exchange.id, %error, "call refused: it could not be recorded");
-            Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")
-                .detail(error.to_string())
-        })?;
+        self.stages.record_intent(exchange, record).await?;
         Ok(Destination::of(exchange, server))
     }
 
@@ -416,12 +412,12 @@ impl Pipeline {
                 self.subscriptions.listen(client, id, exchange, message.notices).await
             }
             Destination::ResourceUpdates(server) => {
-                self.subscriptions.subscribe(client, exchange, server).await
+                self.subscriptions.subscribe(client, exchange, record, server).await
             }
             Destination::LogLevel => self.set_log_level(client, exchange).await,
             Destination::Server(server) => {
                 record.mark_sent();
-                let answer = self.calls.call(message, server, exchange).await;
+                let answer = self.calls.call(message, server, exchange, record).await;
                 // A start of the server may have changed its image.
                 record.image = client.image(server).or(record.image.take());
                 let answer = answer?;

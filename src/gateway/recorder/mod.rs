@@ -79,6 +79,8 @@ pub struct Recorder {
 #[derive(Default)]
 pub(crate) struct ExchangeRecord {
     pub trail: ChainTrace,
+    /// Generation of the policies that decided last; 0, which no policies have, without a decision.
+    pub generation: u64,
     /// When a request was sent to a server.
     sent_at: Option<Instant>,
     /// Time spent in servers.

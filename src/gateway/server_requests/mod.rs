@@ -37,7 +37,7 @@ use portcullis_protocol::{
 };
 use portcullis_upstream::{Deadline, Instance, Running};
 
-pub(crate) use request_state::{State, TTL};
+pub(crate) use request_state::{EarlierAnswers, State, TTL};
 use suspended_calls::SuspendedCalls;
 pub(crate) use suspended_calls::{PendingInput, SuspendedCall};
 

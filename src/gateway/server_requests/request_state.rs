@@ -4,8 +4,12 @@
 //! it, and only with the same request. The server cannot check that, since all clients are the same
 //! client to it, the proxy.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -30,8 +34,54 @@ pub(crate) const TTL: Duration = Duration::from_secs(3_600);
 pub(crate) enum State {
     /// The server's own state, as text.
     Server(String),
-    /// Key of a call that is suspended in the proxy.
-    Parked(Uuid),
+    /// A call that is suspended in the proxy.
+    Parked(ParkedState),
+}
+
+/// State of a call that a proxy suspended.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct ParkedState {
+    /// Key of the call.
+    pub key: Uuid,
+    /// Key of the run of the proxy.
+    pub run: Uuid,
+    /// The [`digest`] of each server request at the client, by its key in `inputRequests`.
+    pub digests: BTreeMap<String, String>,
+}
+
+/// Answers of a client to the server requests of a call that ended with an earlier run of the
+/// proxy, by the digests of the requests.
+#[derive(Default)]
+pub(crate) struct EarlierAnswers(HashMap<String, Bytes>);
+
+impl EarlierAnswers {
+    /// The answers in the `params` of a client.
+    pub fn of(state: ParkedState, params: &Bytes) -> Self {
+        let responses = Object::parse(params.clone())
+            .ok()
+            .and_then(|params| params.object("inputResponses"))
+            .unwrap_or_default();
+        let answered = state.digests.into_iter();
+        Self(answered.filter_map(|(key, digest)| Some((digest, responses.get(&key)?))).collect())
+    }
+
+    /// Removes the answer to a server request.
+    pub fn take(&mut self, digest: &str) -> Option<Bytes> {
+        self.0.remove(digest)
+    }
+}
+
+/// Digest of a server request. The progress token is not part of it, since a server may choose
+/// another one when it repeats the request.
+pub(super) fn digest(method: &str, params: Option<&Bytes>) -> String {
+    let mut params: Value =
+        params.and_then(|params| serde_json::from_slice(params).ok()).unwrap_or_default();
+    if let Some(meta) = params.get_mut("_meta").and_then(Value::as_object_mut) {
+        meta.remove("progressToken");
+    }
+    let text = Value::from(vec![method.into(), sorted(&params)]).to_string();
+    BASE64_URL_SAFE_NO_PAD.encode(Sha256::digest(text))
 }
 
 impl ServerRequests {
@@ -125,5 +175,38 @@ fn sorted(value: &Value) -> Value {
             Value::Object(members.into_iter().collect())
         }
         scalar => scalar.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_requests_have_equal_digests() {
+        let digest = |method, params: &str| digest(method, Some(&Bytes::from(params.to_owned())));
+        let first = digest("m", r#"{"message":"a","_meta":{"progressToken":1,"x":1}}"#);
+        assert_eq!(digest("m", r#"{"_meta":{"x":1,"progressToken":2},"message":"a"}"#), first);
+        for other in [
+            digest("n", r#"{"message":"a","_meta":{"x":1}}"#),
+            digest("m", r#"{"message":"b","_meta":{"x":1}}"#),
+            digest("m", r#"{"message":"a","_meta":{"x":2}}"#),
+            super::digest("m", None),
+        ] {
+            assert_ne!(other, first);
+        }
+    }
+
+    #[test]
+    fn answers_belong_to_the_requests_of_their_keys() {
+        let digests = [("1", "a"), ("2", "b"), ("3", "c")];
+        let digests = digests.map(|(key, digest)| (key.to_owned(), digest.to_owned())).into();
+        let state = ParkedState { key: Uuid::nil(), run: Uuid::nil(), digests };
+        let params = Bytes::from_static(br#"{"inputResponses":{"1":{"x":1.0},"3":2,"4":{}}}"#);
+        let mut answers = EarlierAnswers::of(state, &params);
+        assert_eq!(answers.take("a").unwrap(), r#"{"x":1.0}"#);
+        assert_eq!(answers.take("a"), None);
+        assert_eq!(answers.take("b"), None);
+        assert_eq!(answers.take("c").unwrap(), "2");
     }
 }

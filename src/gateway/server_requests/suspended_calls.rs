@@ -5,7 +5,7 @@
 //! of the call is in a `requestState` that is sealed to both.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,7 +16,11 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{ServerRequest, ServerRequests, withdrawn};
+use super::{
+    ServerRequest, ServerRequests,
+    request_state::{ParkedState, digest},
+    withdrawn,
+};
 use crate::upstream_call::UpstreamCall;
 use portcullis_protocol::{
     codec::Id,
@@ -72,6 +76,7 @@ pub(crate) struct PendingInput {
     inner: Option<(ServerRequest, Id, oneshot::Sender<Bytes>)>,
     key: String,
     request: Bytes,
+    digest: String,
 }
 
 impl PendingInput {
@@ -90,13 +95,19 @@ impl PendingInput {
             request.extend_from_slice(params);
         }
         request.push(b'}');
+        let digest = digest(question.exchange.method.as_str(), question.params());
         let (requests, request) = (requests.clone(), request.into());
-        Self { requests, inner: Some((question, id, answer)), key, request }
+        Self { requests, inner: Some((question, id, answer)), key, request, digest }
     }
 
     /// Key in `inputRequests`.
     pub fn key(&self) -> &str {
         &self.key
+    }
+
+    /// Digest of the request.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// Size in bytes.
@@ -140,6 +151,8 @@ impl Drop for PendingInput {
 
 /// All suspended calls.
 pub(crate) struct SuspendedCalls {
+    /// Key of this run of the proxy.
+    run: Uuid,
     cells: Mutex<HashMap<Uuid, Entry>>,
 }
 
@@ -151,10 +164,10 @@ struct Entry {
 
 impl SuspendedCalls {
     pub fn new() -> Self {
-        Self { cells: Mutex::default() }
+        Self { run: Uuid::now_v7(), cells: Mutex::default() }
     }
 
-    /// Suspends a call for at most `limit`. Returns its key.
+    /// Suspends a call for at most `limit`. Returns its state.
     ///
     /// # Errors
     /// A refusal if too many calls are suspended; the call is abandoned.
@@ -163,8 +176,10 @@ impl SuspendedCalls {
         owner: PrincipalKind,
         mut parked: SuspendedCall,
         limit: Duration,
-    ) -> Result<Uuid, Refusal> {
+    ) -> Result<ParkedState, Refusal> {
         let until = *parked.until.get_or_insert_with(|| Instant::now() + limit);
+        let digests: BTreeMap<_, _> =
+            parked.open.iter().map(|open| (open.key.clone(), open.digest.clone())).collect();
         let mut cells = self.cells.lock();
         let own = cells.values().filter(|cell| cell.owner == owner).count();
         if cells.len() >= MOST || own >= OF_ONE {
@@ -176,12 +191,21 @@ impl SuspendedCalls {
         }
         let key = Uuid::now_v7();
         cells.insert(key, Entry { owner, until, parked });
-        Ok(key)
+        Ok(ParkedState { key, run: self.run, digests })
     }
 
-    /// Removes a call to resume it.
-    pub fn take(&self, key: &Uuid) -> Option<SuspendedCall> {
-        self.cells.lock().remove(key).map(|cell| cell.parked)
+    /// Removes a call to resume it; `None` if an earlier run of the proxy suspended it, and the call
+    /// ended with that run.
+    ///
+    /// # Errors
+    /// A refusal if it was resumed before or not in time.
+    pub fn take(&self, state: &ParkedState) -> Result<Option<SuspendedCall>, Refusal> {
+        let found = self.cells.lock().remove(&state.key).map(|cell| cell.parked);
+        if found.is_none() && state.run == self.run {
+            let words = "this call is no longer suspended: retry it";
+            return Err(Refusal::new(Code::RequestStateInvalid, words));
+        }
+        Ok(found)
     }
 
     /// Abandons calls that were not resumed in time.

@@ -10,9 +10,8 @@ use crate::{
     recorder::{ExchangeRecord, Recorder},
 };
 use portcullis_audit::record::{ApprovalDecided, ApprovalRequested, ApprovalWebhookFailed};
-use portcullis_chain::{Decision, Interceptor as _};
 use portcullis_protocol::{
-    exchange::{Direction, Exchange, Phase, Target},
+    exchange::{Direction, Exchange, Target},
     refusal::{Code, Refusal, Rule},
 };
 
@@ -80,7 +79,7 @@ impl Obligations {
     async fn await_approval(
         &self,
         exchange: &Exchange,
-        record: &ExchangeRecord,
+        record: &mut ExchangeRecord,
         asking: Vec<ApprovalRule>,
     ) -> Result<(), Refusal> {
         let refuse = |code, words: &str, detail: String| {
@@ -126,30 +125,8 @@ impl Obligations {
             let words = "a person denied the call";
             return refuse(Code::ApprovalDenied, words, format!("denied by {by}{why}"));
         }
-        self.still_permitted(exchange, record).await
-    }
-
-    /// Evaluates the policies again: the policies, the tool and the time may have changed while the
-    /// call waited.
-    async fn still_permitted(
-        &self,
-        exchange: &Exchange,
-        record: &ExchangeRecord,
-    ) -> Result<(), Refusal> {
-        let verdict = self.gate.inspect(exchange, Phase::Request).await.map_err(|fault| {
-            let words = "a check on this message could not be completed";
-            Refusal::new(Code::InterceptorFault, words).detail(fault.to_string())
-        })?;
-        let is_recorded = |rule: &Rule| record.trail.rules.contains(rule);
-        match verdict.decision {
-            Decision::Refuse(refusal) => Err(refusal),
-            Decision::Pass if verdict.rules.iter().all(is_recorded) => Ok(()),
-            // The conditions of the permit have changed.
-            _ => {
-                let words = "the policies changed while the call waited for approval: call again";
-                Err(Refusal::new(Code::ApprovalTimeout, words))
-            }
-        }
+        // The policies may have changed while the call waited.
+        self.decide_again(exchange, record).await
     }
 
     /// The call as a person sees it; `None` if it cannot be shown in full.

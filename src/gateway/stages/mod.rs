@@ -3,6 +3,7 @@
 
 mod approval;
 mod client;
+mod decision_renewal;
 mod obligations;
 mod visibility;
 
@@ -18,12 +19,13 @@ use portcullis_interceptors::policy::PolicyGate;
 use portcullis_protocol::{
     codec::{Frame, Object, may_have},
     exchange::{Answer, Direction, Exchange, Method, Payload, Phase, Target},
-    identity::Principal,
+    identity::{Keyring, Principal},
     names::{DecisionId, ServerName},
     refusal::{Code, Refusal},
 };
 
 pub use client::Caller;
+pub use decision_renewal::CLIENT_CHANGED;
 pub(crate) use client::{ClientContext, ListSource, set_level, shared_instance};
 pub(crate) use obligations::Obligations;
 pub(crate) use visibility::PrincipalView;
@@ -34,6 +36,7 @@ pub(crate) struct Stages {
     pub gate: Arc<PolicyGate>,
     pub obligations: Obligations,
     pub recorder: Arc<Recorder>,
+    pub keyring: Arc<Keyring>,
 }
 
 impl Stages {
@@ -64,8 +67,38 @@ impl Stages {
         record: &mut ExchangeRecord,
     ) -> Result<(), Refusal> {
         reject_lookalike_method(&exchange.method)?;
-        self.chain.pass(exchange, Phase::Request, &mut record.trail).await?;
+        self.decide(exchange, record).await?;
         self.obligations.apply(exchange, record).await
+    }
+
+    /// Sends a message through the chain.
+    ///
+    /// # Errors
+    /// The refusal of the message.
+    pub async fn decide(
+        &self,
+        exchange: &mut Exchange,
+        record: &mut ExchangeRecord,
+    ) -> Result<(), Refusal> {
+        // Before the decision: policies that are loaded meanwhile have another number.
+        record.generation = self.gate.engine().generation();
+        self.chain.pass(exchange, Phase::Request, &mut record.trail).await
+    }
+
+    /// Records the intent of a client's message, which may leave only afterwards.
+    ///
+    /// # Errors
+    /// `audit-unavailable`: the message must not leave.
+    pub async fn record_intent(
+        &self,
+        exchange: &Exchange,
+        record: &mut ExchangeRecord,
+    ) -> Result<(), Refusal> {
+        self.recorder.record_intent(exchange, record).await.map_err(|error| {
+            tracing::error!(decision = %exchange.id, %error, "call refused: it could not be recorded");
+            Refusal::new(Code::AuditUnavailable, "the call could not be recorded, so it was not made")
+                .detail(error.to_string())
+        })
     }
 
     /// Sends a server's notification through the chain. Returns the client's text if it is allowed.

@@ -183,7 +183,7 @@ impl Subscriptions {
             tracing::error!(decision = %exchange.id, %error, "subscription refused: it could not be recorded");
             return Err(unrecorded("the subscription could not be recorded, so it was not made"));
         }
-        let watched = self.watch(client, &server, uri).await;
+        let watched = self.watch(client, &exchange, &mut record, &server, uri).await;
         let conclusion = match &watched {
             Ok(_) => Conclusion::Delivered,
             Err(refusal) => Conclusion::Failed(refusal),
@@ -206,12 +206,16 @@ impl Subscriptions {
     async fn watch(
         self: &Arc<Self>,
         client: &ClientContext,
+        exchange: &Exchange,
+        record: &mut ExchangeRecord,
         server: &Arc<Server>,
         uri: &str,
     ) -> Result<Result<Watching, Bytes>, Refusal> {
         let failed = |failure: CallError| failure.refusal(&server.name);
         let turn = SubscriberPermit::take(self, &client.principal.kind)?;
         let (instance, _) = client.instance(server).await.map_err(failed)?;
+        // The start of the server may have taken long.
+        self.stages.renew_decision(exchange, record, server).await?;
         Ok(match instance.watch(uri).await.map_err(failed)? {
             Reply::Result(_) => {
                 let (server, number) = (server.name.clone(), server.number);
@@ -229,6 +233,7 @@ impl Subscriptions {
         self: &Arc<Self>,
         client: &ClientContext,
         exchange: &Exchange,
+        record: &mut ExchangeRecord,
         server: &Arc<Server>,
     ) -> Result<Answer, Refusal> {
         let (Some(session), Target::Resource { uri }) = (&client.session, &exchange.target) else {
@@ -252,7 +257,7 @@ impl Subscriptions {
                 format!("at most {MOST} resources can be watched"),
             ));
         }
-        match self.watch(client, server, uri).await? {
+        match self.watch(client, exchange, record, server, uri).await? {
             Err(error) => return Ok(Answer::Error(Payload::new(error))),
             Ok(watching) => self.watches.add(key.clone(), watching, client),
         }

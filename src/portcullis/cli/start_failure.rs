@@ -16,6 +16,7 @@ pub(super) fn reported(failure: StartFailure) -> anyhow::Error {
             anyhow::anyhow!("{unavailable}; {remedy}")
         }
         failure @ (StartFailure::Seal(_)
+        | StartFailure::Clients(_)
         | StartFailure::Export(_)
         | StartFailure::PluginState(_)
         | StartFailure::Watch(_)

@@ -37,7 +37,7 @@ const MACHINE: &str = "@id(\"machine\")\npermit (principal, action in Portcullis
 
 impl Setup {
     /// A config with this body after `state-dir` and `[listen]`. In it `{mark}`, `{crooked}`,
-    /// `{lister}`, `{one-era}`, `{recorder}` and `{folder}` are replaced. Unless the test says
+    /// `{lister}`, `{one-era}`, `{recorder}`, `{scripted}` and `{folder}` are replaced. Unless the test says
     /// otherwise, clients need no key and policies permit everything.
     pub fn new(body: &str) -> Self {
         Self {
@@ -190,7 +190,7 @@ impl Setup {
         let folder = self.folder.path();
         let mut body =
             self.body.replace("{mark}", &self.mark).replace("{folder}", folder.to_str().unwrap());
-        for name in ["crooked", "everything", "lister", "one-era", "recorder"] {
+        for name in ["crooked", "everything", "lister", "one-era", "recorder", "scripted"] {
             let here = format!("{{{name}}}");
             if body.contains(&here) {
                 body = body.replace(&here, server(name).to_str().unwrap());

@@ -65,7 +65,8 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let entries = page.entries().map_err(anyhow::Error::msg)?;
     anyhow::ensure!(!entries.is_empty(), "there is no record of the decision {decision}");
     let decided = |entry: &&Entry| matches!(entry.record, Record::Intent(_) | Record::Refused(_));
-    let entry = entries.iter().find(decided);
+    // A call that waited can have been decided several times. The last decision counts.
+    let entry = entries.iter().rfind(decided);
     let recorded = match entry.map(Recorded::read) {
         Some(Ok(recorded)) => recorded,
         Some(Err(SkipReason::LaunchRefused)) => {
@@ -86,8 +87,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     });
     if answer.is_some_and(|refusal| refusal.code == Code::PolicyDenied.as_str()) {
         ctx.note(
-            "the request was allowed; a policy refused the server request in its answer: \
-             `portcullis audit show` has the policies",
+            "the request was allowed, and a policy refused it later: the start of its server, a \
+             decision after a wait, or a server request in its answer; `portcullis audit show` has \
+             the policies",
         );
     }
     let rules = entry.map(rules).unwrap_or_default();

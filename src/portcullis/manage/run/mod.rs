@@ -145,10 +145,7 @@ async fn begin(
              `to = \"stdout\"` a file, or leave out --stdio"
         )));
     }
-    let keyring = Arc::new(
-        Keyring::load(&loaded.config.clients, &loaded.config.state_dir)
-            .map_err(anyhow::Error::new)?,
-    );
+    let keyring = assembly.keyring.clone();
     // Addresses that another process could take are bound before anything starts.
     let settings = &loaded.config.admin;
     let socket = admin::Server::bind_with(
