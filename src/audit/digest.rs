@@ -7,9 +7,8 @@ use std::{
     path::Path,
 };
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use portcullis_foundation::atomic_file;
-use sha2::Sha256;
+use ring::hmac;
 
 use super::{
     maintenance::{Cipher, CipherFault},
@@ -33,7 +32,7 @@ pub(super) enum Domain {
 
 /// Digest key of a store. Random, and kept in `digest.key` (mode 0600).
 #[derive(Clone)]
-pub struct DigestKey(Hmac<Sha256>);
+pub struct DigestKey(hmac::Key);
 
 impl fmt::Debug for DigestKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -76,7 +75,7 @@ impl DigestKey {
         if bytes.len() != BYTES {
             return Err(refused(&format!("a key of {BYTES} bytes")));
         }
-        let key = Self::from_bytes(&bytes)?;
+        let key = Self::from_bytes(&bytes);
         match (&stored, signed) {
             (Some(_), Some(signed)) if key.fingerprint() != signed => {
                 return Err(refused("the key that the newest checkpoint names"));
@@ -112,7 +111,7 @@ impl DigestKey {
     pub(super) fn for_reading(dir: &Path, cipher: Option<&Cipher>) -> io::Result<Self> {
         match Self::find(dir, cipher)? {
             Some(key) => Ok(key),
-            None => Self::from_bytes(&random()?),
+            None => Ok(Self::from_bytes(&random()?)),
         }
     }
 
@@ -126,7 +125,7 @@ impl DigestKey {
         if bytes.len() != BYTES {
             return Err(io::Error::other(format!("it is not a key of {BYTES} bytes")));
         }
-        Self::from_bytes(&bytes).map(Some)
+        Ok(Some(Self::from_bytes(&bytes)))
     }
 
     /// Whether the key of the store in `dir` is encrypted.
@@ -162,25 +161,24 @@ impl DigestKey {
     }
 
     /// Key from raw bytes.
-    ///
-    /// # Errors
-    /// If `bytes` is not a valid key; 32 bytes always are.
-    pub fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
-        Hmac::new_from_slice(bytes).map(Self).map_err(io::Error::other)
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, bytes))
     }
 
-    fn mac(&self, domain: Domain, text: &[u8]) -> [u8; 32] {
-        let mut mac = self.0.clone();
-        mac.update(&[domain as u8]);
-        mac.update(text);
-        mac.finalize().into_bytes().into()
+    fn mac(&self, domain: Domain, text: &[u8]) -> [u8; BYTES] {
+        let mut context = hmac::Context::with_key(&self.0);
+        context.update(&[domain as u8]);
+        context.update(text);
+        let mut mac = [0; BYTES];
+        mac.copy_from_slice(context.sign().as_ref());
+        mac
     }
 
     /// Size and keyed digest of a text.
     pub(super) fn body(&self, domain: Domain, text: &[u8]) -> Body {
         Body {
             bytes: text.len() as u64,
-            digest: format!("hmac-sha256:{}", hex::encode(self.mac(domain, text))),
+            digest: ["hmac-sha256:", &hex::encode(self.mac(domain, text))].concat(),
         }
     }
 
@@ -199,7 +197,7 @@ impl DigestKey {
 
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
-        Self::from_bytes(&[7; BYTES]).unwrap()
+        Self::from_bytes(&[7; BYTES])
     }
 }
 

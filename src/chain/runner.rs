@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use smol_str::SmolStr;
 
 use super::{Decision, Fault, Interceptor, Mode, Verdict};
 use portcullis_protocol::{
@@ -120,7 +121,7 @@ pub struct ChainTrace {
     pub replaced: bool,
     /// Duration of each stage: `PHASE/NAME` of each interceptor in order, and stages that others
     /// add.
-    pub stages: Vec<(String, Duration)>,
+    pub stages: Vec<(SmolStr, Duration)>,
 }
 
 /// Entries in order.
@@ -196,7 +197,8 @@ impl Chain {
         let name = link.interceptor.name();
         let began = Instant::now();
         let result = link.ask(exchange, phase).await;
-        trail.stages.push((format!("{}/{name}", phase.as_str()), began.elapsed()));
+        let stage = SmolStr::from_iter([phase.as_str(), "/", name]);
+        trail.stages.push((stage, began.elapsed()));
         let verdict = match result {
             Ok(verdict) => match self.legal(exchange, phase, &verdict.decision) {
                 Ok(()) => Ok(link.placed(verdict)),

@@ -63,8 +63,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts handling a message under the permit that its principal acquired for it. It runs on a
-    /// task of its own; dropping the handle cancels it.
+    /// The handling of a message, under the permit that its principal acquired for it.
     pub fn start(&self, caller: Caller, frame: Frame, permit: ConcurrencyPermit) -> ExchangeHandle {
         self.pipeline.start(caller, frame, permit)
     }

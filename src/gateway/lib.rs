@@ -44,7 +44,7 @@ pub use builder::{GatewayBuilder, Purpose, StartFailure, interceptor};
 pub use clients::Clients;
 pub use file_watcher::Files;
 pub use gateway::Gateway;
-pub use pipeline::{ExchangeHandle, ExchangeResponse};
+pub use pipeline::{ExchangeHandle, ExchangeResponse, ExchangeWork};
 pub use plugins::{BoxedDiagnostic, PluginSecrets, artifacts, permits, ungranted};
 pub use recorder::{
     Recorder, prune_offline, pull_outcome, record_client_offline, record_images_offline,

@@ -1,7 +1,11 @@
 //! A call in flight at a server, with the server's messages meanwhile.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, mem, sync::Arc};
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, pending},
+};
 use parking_lot::Mutex;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::task::{AbortOnDropHandle, task_tracker::TaskTrackerToken};
@@ -61,10 +65,11 @@ impl Drop for Entry {
     }
 }
 
-/// A call in flight. Dropping it cancels the call.
+/// A call in flight. It advances while [`next`](Self::next) is awaited. Dropping it cancels the
+/// call.
 pub(crate) struct UpstreamCall {
     from_server: mpsc::Receiver<ServerMessage>,
-    reply: AbortOnDropHandle<Result<Reply, CallError>>,
+    reply: BoxFuture<'static, Result<Reply, CallError>>,
     clock: Deadline,
     /// Delays the end of a server that is replaced in the config.
     _counted: TaskTrackerToken,
@@ -93,13 +98,20 @@ impl UpstreamCall {
         });
         call.messages = Some(sender);
         let clock = call.clock.clone();
-        let reply = tokio::spawn(async move {
+        let reply = async move {
             // Dropped here, so that no sender is left after the response.
             let _entry = entry;
             instance.call(&running, call).await
-        });
-        let counted = server.counted();
-        Self { from_server, reply: AbortOnDropHandle::new(reply), clock, _counted: counted }
+        };
+        Self { from_server, reply: reply.boxed(), clock, _counted: server.counted() }
+    }
+
+    /// Moves the call to a task of its own, so that it advances while it is suspended.
+    pub fn spawn(&mut self) {
+        let reply = mem::replace(&mut self.reply, pending().boxed());
+        let task = AbortOnDropHandle::new(tokio::spawn(reply));
+        let ended = || CallError::Misbehaved("the work for the call ended early".into());
+        self.reply = async move { task.await.unwrap_or_else(|_| Err(ended())) }.boxed();
     }
 
     /// The next message of the server; its response is the last. Cancel safe: no message is lost if
@@ -109,9 +121,7 @@ impl UpstreamCall {
             biased;
             // The call holds the sender, so all its messages come before its response.
             Some(from_server) = self.from_server.recv() => CallEvent::FromServer(from_server),
-            reply = &mut self.reply => CallEvent::Over(reply.unwrap_or_else(|_| {
-                Err(CallError::Misbehaved("the work for the call ended early".into()))
-            })),
+            reply = &mut self.reply => CallEvent::Over(reply),
         }
     }
 

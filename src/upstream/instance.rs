@@ -176,7 +176,8 @@ impl Instance {
                 SecretScope::Client(_) => None,
             }
         };
-        self.starter.launch(warm, until, &self.lifecycle.closing).await
+        // Boxed: a start is rare, and its future is large. Every call contains the future of one.
+        Box::pin(self.starter.launch(warm, until, &self.lifecycle.closing)).await
     }
 
     /// Makes a call. If a remote server rejects it because its session has ended, the instance does

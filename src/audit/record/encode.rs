@@ -153,7 +153,7 @@ mod tests {
                 .detail(text(7))
                 .rule(rule.clone());
             let key = DigestKey::for_tests();
-            let stages = [(text(3), Duration::from_micros(7))];
+            let stages = [(text(3).into(), Duration::from_micros(7))];
             let rules = &[rule];
             let ruling = DecisionContext { rules, stages: &stages, ..DecisionContext::default() };
             let failed = Conclusion::Failed(&refusal);

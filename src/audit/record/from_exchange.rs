@@ -7,6 +7,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use smol_str::SmolStr;
 
 use super::{
     Claimed, ConnectedPrincipal, Decision, Era, Event, Omission, PolicyInput, Rule, Transport,
@@ -53,7 +54,7 @@ pub struct DecisionContext<'a> {
     /// Digest of the server's image.
     pub image: Option<&'a str>,
     /// Duration of each stage. A stage may occur several times.
-    pub stages: &'a [(String, Duration)],
+    pub stages: &'a [(SmolStr, Duration)],
     /// Labels at the time of the policy decision. Without one, those of the exchange.
     pub labels: Option<&'a BTreeSet<String>>,
 }

@@ -4,7 +4,6 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use parking_lot::Mutex;
 use tokio::{
     sync::mpsc::{self, error::SendTimeoutError},
@@ -14,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     batch,
-    in_flight::{InFlight, Output, pieces},
+    in_flight::{InFlight, Output, Outputs},
     revision::{negotiate, unsupported},
 };
 use crate::{
@@ -174,12 +173,12 @@ impl Connection {
 
     /// Sends responses to the outbox; those of a batch together.
     async fn carry(self: Arc<Self>, sent: Vec<InFlight>, batch: bool) {
-        // The guards cancel everything that is still running when this ends.
-        let (mut pieces, _guards) = pieces(sent);
+        // Dropped with this future, it cancels everything that is still running.
+        let mut output = Outputs::of(sent);
         let carried = async {
             let mut answers = Vec::new();
-            while let Some(piece) = pieces.next().await {
-                match piece {
+            while let Some(next) = output.next().await {
+                match next {
                     Output::Notice(text) => self.send_text(text).await,
                     Output::Answer(answer) if batch => answers.push(answer),
                     Output::Answer(answer) => {

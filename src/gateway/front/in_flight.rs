@@ -7,10 +7,10 @@ use futures_util::{
     StreamExt,
     stream::{self, BoxStream, SelectAll},
 };
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::DropGuard;
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::{Caller, ConcurrencyPermit, ExchangeHandle, ExchangeResponse, Gateway};
+use crate::{Caller, ConcurrencyPermit, ExchangeHandle, ExchangeResponse, ExchangeWork, Gateway};
 use portcullis_protocol::{
     codec::{Frame, Id, Kind},
     refusal::Code,
@@ -18,7 +18,7 @@ use portcullis_protocol::{
 
 /// A message that is being handled, or was rejected.
 pub(super) enum InFlight {
-    Running { handle: ExchangeHandle, id: Option<Id> },
+    Running(Progress),
     Settled(Answer),
 }
 
@@ -37,24 +37,22 @@ pub(super) enum Output {
 }
 
 impl InFlight {
-    /// Starts handling a message.
+    /// Starts handling a message, on a task of its own.
     pub fn take(
         proxy: &Arc<Gateway>,
         caller: Caller,
         frame: Frame,
         call_permit: ConcurrencyPermit,
     ) -> Self {
-        let id = match &frame.kind {
-            Kind::Request { id, .. } => Some(id.clone()),
-            _ => None,
-        };
-        Self::Running { handle: proxy.start(caller, frame, call_permit), id }
+        let mut progress = Progress::of(proxy, caller, frame, call_permit);
+        progress.spawn();
+        Self::Running(progress)
     }
 
     /// Whether a response will follow.
     pub fn expects_response(&self) -> bool {
         match self {
-            Self::Running { id, .. } => id.is_some(),
+            Self::Running(progress) => progress.id.is_some(),
             Self::Settled(answer) => answer.expects_response,
         }
     }
@@ -62,7 +60,7 @@ impl InFlight {
     /// The client's id of the request.
     pub fn id(&self) -> Option<&Id> {
         match self {
-            Self::Running { id, .. } => id.as_ref(),
+            Self::Running(progress) => progress.id.as_ref(),
             Self::Settled(_) => None,
         }
     }
@@ -82,63 +80,90 @@ impl Answer {
     }
 }
 
-/// The output of messages in order of arrival, the response to each last, and guards that cancel
+/// The output of messages in order of arrival, the response to each last. Dropping it cancels the
 /// unfinished messages.
-pub(super) fn pieces(
-    sent: Vec<InFlight>,
-) -> (SelectAll<BoxStream<'static, Output>>, Vec<DropGuard>) {
-    let mut guards = Vec::new();
-    let pieces = stream::select_all(sent.into_iter().map(|sent| match sent {
-        InFlight::Settled(answer) => stream::once(ready(Output::Answer(answer))).boxed(),
-        InFlight::Running { handle: ExchangeHandle { notices, response, cancel }, id } => {
-            guards.push(cancel);
-            let expects_response = id.is_some();
-            stream::unfold(
-                Progress::Running { notices, answer: response, expects_response },
-                Progress::next,
-            )
-            .boxed()
-        }
-    }));
-    (pieces, guards)
+pub(super) struct Outputs {
+    /// The client's id of the first request.
+    pub id: Option<Id>,
+    all: SelectAll<BoxStream<'static, Output>>,
+    _guards: Vec<DropGuard>,
 }
 
-/// Progress of a message.
-enum Progress {
-    Running {
-        notices: mpsc::Receiver<Bytes>,
-        answer: oneshot::Receiver<ExchangeResponse>,
-        expects_response: bool,
-    },
-    /// Notifications from before the response are sent before it. Later ones on the same channel
-    /// have no receiver.
-    Ending {
-        notices: mpsc::Receiver<Bytes>,
-        answer: Answer,
-    },
-    Over,
+impl Outputs {
+    pub fn of(sent: Vec<InFlight>) -> Self {
+        let id = sent.first().and_then(InFlight::id).cloned();
+        let mut guards = Vec::new();
+        let all = stream::select_all(sent.into_iter().map(|sent| match sent {
+            InFlight::Settled(answer) => stream::once(ready(Output::Answer(answer))).boxed(),
+            InFlight::Running(progress) => {
+                guards.push(progress.cancel.clone().drop_guard());
+                let next = async |mut progress: Progress| Some((progress.next().await?, progress));
+                stream::unfold(progress, next).boxed()
+            }
+        }));
+        Self { id, all, _guards: guards }
+    }
+
+    /// The next output. Cancel safe.
+    pub async fn next(&mut self) -> Option<Output> {
+        self.all.next().await
+    }
+}
+
+/// A message in the pipeline with its output.
+pub(super) struct Progress {
+    /// The client's id of the request.
+    pub id: Option<Id>,
+    pub cancel: CancellationToken,
+    notices: mpsc::Receiver<Bytes>,
+    work: ExchangeWork,
+    /// The response, until it is the next output.
+    answer: Option<Answer>,
+    over: bool,
 }
 
 impl Progress {
-    async fn next(self) -> Option<(Output, Self)> {
-        let (mut notices, answer) = match self {
-            Self::Running { mut notices, mut answer, expects_response } => {
-                let answered = tokio::select! {
-                    biased;
-                    Some(text) = notices.recv() => {
-                        let running = Self::Running { notices, answer, expects_response };
-                        return Some((Output::Notice(text), running));
-                    }
-                    answered = &mut answer => answered.ok()?,
-                };
-                (notices, Answer { answered, expects_response })
-            }
-            Self::Ending { notices, answer } => (notices, answer),
-            Self::Over => return None,
+    /// Starts handling a message. It advances while [`next`](Self::next) is awaited.
+    pub fn of(
+        proxy: &Arc<Gateway>,
+        caller: Caller,
+        frame: Frame,
+        call_permit: ConcurrencyPermit,
+    ) -> Self {
+        let id = match &frame.kind {
+            Kind::Request { id, .. } => Some(id.clone()),
+            _ => None,
         };
-        Some(match notices.try_recv() {
-            Ok(text) => (Output::Notice(text), Self::Ending { notices, answer }),
-            Err(_) => (Output::Answer(answer), Self::Over),
-        })
+        let ExchangeHandle { notices, work, cancel } = proxy.start(caller, frame, call_permit);
+        Self { id, cancel, notices, work, answer: None, over: false }
+    }
+
+    /// Moves the handling to a task of its own: it advances while its client reads slowly.
+    pub fn spawn(&mut self) {
+        self.work.spawn();
+    }
+
+    /// The next output; the response is the last. Cancel safe.
+    pub async fn next(&mut self) -> Option<Output> {
+        if self.over {
+            return None;
+        }
+        if self.answer.is_none() {
+            let answered = tokio::select! {
+                biased;
+                Some(text) = self.notices.recv() => return Some(Output::Notice(text)),
+                answered = &mut self.work => answered,
+            };
+            let expects_response = self.id.is_some();
+            self.answer = answered.map(|answered| Answer { answered, expects_response });
+        }
+        // Notifications from before the response are sent before it. Later ones have no receiver.
+        if self.answer.is_some()
+            && let Ok(text) = self.notices.try_recv()
+        {
+            return Some(Output::Notice(text));
+        }
+        self.over = true;
+        self.answer.take().map(Output::Answer)
     }
 }

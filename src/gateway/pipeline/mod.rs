@@ -21,6 +21,7 @@
 mod builtin_methods;
 mod call;
 mod client_messages;
+mod exchange_work;
 mod lists;
 mod mirrored_headers;
 mod response_encoding;
@@ -28,9 +29,9 @@ mod response_encoding;
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::{
-    sync::{CancellationToken, DropGuard},
+    sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 
@@ -48,7 +49,7 @@ use crate::{
     upstream_call::InFlightCalls,
 };
 use portcullis_audit::Conclusion;
-use portcullis_chain::{Party, Weight, in_turns};
+use portcullis_chain::{Party, Weight};
 use portcullis_protocol::{
     codec::{Frame, Id, Kind, Object, may_have},
     exchange::{Answer, Exchange, Method, Payload, Phase, Revision, Target},
@@ -60,6 +61,8 @@ use portcullis_upstream::Server;
 
 use builtin_methods::BuiltinMethods;
 use call::ServerCalls;
+
+pub use exchange_work::ExchangeWork;
 
 /// Notifications of one exchange that may wait for a slow client.
 const MAX_NOTICES: usize = 256;
@@ -101,9 +104,9 @@ pub(crate) struct PipelineParts {
 pub struct ExchangeHandle {
     /// Notifications that belong to the message, in order of arrival.
     pub notices: mpsc::Receiver<Bytes>,
-    pub response: oneshot::Receiver<ExchangeResponse>,
-    /// Dropping it cancels the exchange.
-    pub cancel: DropGuard,
+    pub work: ExchangeWork,
+    /// Cancels the exchange. The work then ends soon, and its end is recorded.
+    pub cancel: CancellationToken,
 }
 
 /// Response to a client's message.
@@ -223,8 +226,7 @@ impl Pipeline {
         })
     }
 
-    /// Starts handling a message under the permit that its principal acquired for it. It runs on a
-    /// task of its own; dropping the handle cancels it.
+    /// The handling of a message, under the permit that its principal acquired for it.
     pub fn start(
         self: &Arc<Self>,
         caller: Caller,
@@ -232,25 +234,22 @@ impl Pipeline {
         permit: ConcurrencyPermit,
     ) -> ExchangeHandle {
         let (notices, receiver) = mpsc::channel(MAX_NOTICES);
-        let (sender, response) = oneshot::channel();
         let cancel = CancellationToken::new();
-        let guard = cancel.clone().drop_guard();
-        let pipeline = self.clone();
+        let (pipeline, cancelled) = (self.clone(), cancel.clone());
         let party = Party::Client(caller.principal.kind.clone());
         let weight = Weight::of(frame.raw());
         let work = async move {
             let admitted = pipeline.admission.admit(&permit, &caller.principal.kind, &frame);
             // Held with the parsed message until the exchange is over.
             let mut response = match admitted {
-                Ok(_parsed) => pipeline.handle(caller, frame, notices, cancel).await,
+                Ok(_parsed) => pipeline.handle(caller, frame, notices, cancelled).await,
                 Err(refusal) => pipeline.reject(&caller, &frame, refusal).await,
             };
             response.text = response.text.map(|text| permit.hold(text));
-            // The client may be gone; the exchange is recorded anyway.
-            let _ = sender.send(response);
+            response
         };
-        self.tasks.spawn(in_turns(party, weight, work));
-        ExchangeHandle { notices: receiver, response, cancel: guard }
+        let work = ExchangeWork::new(work, party, weight, self.tasks.clone());
+        ExchangeHandle { notices: receiver, work, cancel }
     }
 
     /// Takes one message of a client through all stages.

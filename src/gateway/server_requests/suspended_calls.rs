@@ -49,10 +49,11 @@ pub(crate) struct SuspendedCall {
 impl SuspendedCall {
     /// A call with its pending server requests.
     pub fn new(
-        dialogue: UpstreamCall,
+        mut dialogue: UpstreamCall,
         open: Vec<PendingInput>,
         at: (Arc<Instance>, Arc<Running>),
     ) -> Self {
+        dialogue.spawn();
         Self { dialogue, open, at, paused: None, until: None }
     }
 

@@ -36,13 +36,14 @@ impl ClientCapabilities {
         self.0.raw()
     }
 
-    fn has(&self, pointer: &str) -> bool {
-        self.0.value().pointer(pointer).is_some_and(|value| !value.is_null())
+    fn has(&self, path: &[&str]) -> bool {
+        let value = path.iter().try_fold(self.0.value(), |value, member| value.get(member));
+        value.is_some_and(|value| !value.is_null())
     }
 
     /// Whether the client accepts any server requests.
     pub fn is_askable(&self) -> bool {
-        ["/sampling", "/elicitation", "/roots"].into_iter().any(|ability| self.has(ability))
+        ["sampling", "elicitation", "roots"].into_iter().any(|ability| self.has(&[ability]))
     }
 
     /// Whether the client declares this extension.
@@ -54,16 +55,16 @@ impl ClientCapabilities {
     /// are between the client and the server.
     pub fn takes(&self, method: &Method, params: &Value) -> bool {
         match method.as_str() {
-            Method::SAMPLE => self.has("/sampling"),
-            Method::ROOTS_LIST => self.has("/roots"),
+            Method::SAMPLE => self.has(&["sampling"]),
+            Method::ROOTS_LIST => self.has(&["roots"]),
             // Without a mode it is a form, and an empty `elicitation` means forms (MCP 2025-11-25,
             // client features, elicitation).
             Method::ELICIT if params.get("mode").and_then(Value::as_str) == Some("url") => {
-                self.has("/elicitation/url")
+                self.has(&["elicitation", "url"])
             }
             Method::ELICIT => {
-                self.has("/elicitation")
-                    && (self.has("/elicitation/form") || !self.has("/elicitation/url"))
+                self.has(&["elicitation"])
+                    && (self.has(&["elicitation", "form"]) || !self.has(&["elicitation", "url"]))
             }
             _ => true,
         }

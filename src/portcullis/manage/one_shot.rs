@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use bytes::Bytes;
 
 use portcullis_gateway::{Caller, Gateway};
@@ -32,7 +33,6 @@ pub async fn send(
     };
     let frame = Frame::parse(text, proxy.request_caps())?;
     let permit = proxy.admission.acquire(&caller.principal)?;
-    let mut handle = proxy.start(caller, frame, permit);
-    while handle.notices.recv().await.is_some() {}
-    Ok(handle.response.await?.text)
+    let response = proxy.start(caller, frame, permit).work.await;
+    Ok(response.context("handling the message panicked")?.text)
 }

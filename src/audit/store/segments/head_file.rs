@@ -1,6 +1,6 @@
 //! The file that names the last acknowledged record.
 
-use std::{fs, os::unix::fs::FileExt as _, path::Path};
+use std::{fs, io::Write as _, os::unix::fs::FileExt as _, path::Path};
 
 use super::super::fault::Fault;
 use crate::proof::Hash;
@@ -23,8 +23,14 @@ fn read(dir: &Path) -> Option<(u64, Hash)> {
     Some((seq.parse().ok()?, Hash::from_hex(hash.as_bytes())?))
 }
 
-fn text((seq, hash): (u64, Hash)) -> String {
-    format!("{seq:020} {hash}\n")
+/// Bytes of the file.
+const BYTES: usize = 20 + 1 + 64 + 1;
+
+fn text((seq, hash): (u64, Hash)) -> Vec<u8> {
+    let mut text = Vec::with_capacity(BYTES);
+    // Writing to memory cannot fail.
+    let _ = writeln!(text, "{seq:020} {hash}");
+    text
 }
 
 /// File that names the last acknowledged record. It is created durably before the store accepts
@@ -44,7 +50,7 @@ impl HeadFile {
                      while it was closed can't be told"
                 );
             }
-            atomic_file::write(&dir.join(HEAD), text(last.unwrap_or(START)).as_bytes())
+            atomic_file::write(&dir.join(HEAD), &text(last.unwrap_or(START)))
                 .map_err(|e| Fault::io("making", &path, &e))?;
         }
         let opened = fs::OpenOptions::new().write(true).open(&path);
@@ -52,7 +58,7 @@ impl HeadFile {
     }
 
     pub fn set(&self, seq: u64, hash: Hash) {
-        if let Err(error) = self.0.write_all_at(text((seq, hash)).as_bytes(), 0) {
+        if let Err(error) = self.0.write_all_at(&text((seq, hash)), 0) {
             // The records are safe. Only a later loss of these records would stay undetected.
             tracing::warn!(%error, "the head of the audit log was not written");
         }

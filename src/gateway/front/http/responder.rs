@@ -9,12 +9,12 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     super::{
         batch,
-        in_flight::{Answer, InFlight, Output, pieces},
+        in_flight::{Answer, InFlight, Output, Outputs, Progress},
     },
     SESSION, sse,
 };
@@ -89,18 +89,38 @@ enum ResponseMode {
 
 impl Responder {
     /// Handles a message and waits for its response.
+    ///
+    /// Nearly every message is handled here to its end, on the task of its connection. A task of
+    /// its own delivers what needs a stream. In a legacy session, a message continues without its
+    /// client: a broken connection cancels nothing there. Other clients cancel by disconnecting.
     pub async fn one(self, frame: Frame, call_permit: ConcurrencyPermit) -> Response {
-        let sent = InFlight::take(&self.proxy, self.caller.clone(), frame, call_permit);
-        let revision = self.caller.revision;
-        match self.clone().carry(vec![sent]).await {
-            Some(ResponseMode::Whole(mut answers)) => match answers.pop() {
-                Some(answer) if answer.is_cancelled() => self.cancelled(answer.answered.text),
-                Some(answer) => single(answer, revision),
-                None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-            },
-            Some(ResponseMode::Events(reader)) => sse::response(events(reader)),
-            None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        }
+        let mut progress = Progress::of(&self.proxy, self.caller.clone(), frame, call_permit);
+        let guard = self.caller.session.is_none().then(|| progress.cancel.clone().drop_guard());
+        let streams = self.streams && progress.id.is_some();
+        let silence = tokio::time::sleep(self.silence());
+        tokio::pin!(silence);
+        let first = loop {
+            tokio::select! {
+                biased;
+                output = progress.next() => match output {
+                    Some(Output::Notice(text)) if streams => break Some(text),
+                    // No stream for it.
+                    Some(Output::Notice(_)) => {}
+                    Some(Output::Answer(answer)) if answer.is_cancelled() => {
+                        return self.cancelled(answer.answered.text);
+                    }
+                    Some(Output::Answer(answer)) => return single(answer, self.caller.revision),
+                    None => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+                },
+                () = &mut silence, if streams => break None,
+            }
+        };
+        progress.spawn();
+        let (stream, reader) = self.open();
+        tokio::spawn(self.deliver(stream, first, Outputs::of(vec![InFlight::Running(progress)])));
+        // The task cancels from now on.
+        guard.map(DropGuard::disarm);
+        sse::response(events(reader))
     }
 
     /// Handles the messages of a batch and waits for all responses.
@@ -130,28 +150,25 @@ impl Responder {
         })
     }
 
-    /// Delivers output on a task. In a legacy session the task continues without the client: a
-    /// broken connection cancels nothing there, and a stream can be resumed. Other clients cancel
-    /// by disconnecting.
+    /// Delivers the responses to a batch on a task, which continues without the client: only
+    /// sessions have batches.
     async fn carry(self, sent: Vec<InFlight>) -> Option<ResponseMode> {
         let (opened, waiting) = oneshot::channel();
-        tokio::spawn(self.pump(sent, opened));
+        tokio::spawn(self.collect(sent, opened));
         waiting.await.ok()
     }
 
-    async fn pump(self, sent: Vec<InFlight>, mut opened: oneshot::Sender<ResponseMode>) {
-        let session = self.caller.session.clone();
+    /// Collects the responses until all have arrived or a stream is needed.
+    async fn collect(self, sent: Vec<InFlight>, opened: oneshot::Sender<ResponseMode>) {
         let streams = self.streams && sent.iter().any(InFlight::expects_response);
-        let id = sent.first().and_then(InFlight::id).cloned();
-        let (mut pieces, guards) = pieces(sent);
-        let silence = if session.is_some() { SILENCE_RESUMABLE } else { SILENCE };
-        let silence = tokio::time::sleep(silence);
+        let mut output = Outputs::of(sent);
+        let silence = tokio::time::sleep(self.silence());
         tokio::pin!(silence);
         let mut answers = Vec::new();
         let first = loop {
             tokio::select! {
                 biased;
-                piece = pieces.next() => match piece {
+                next = output.next() => match next {
                     Some(Output::Answer(answer)) => answers.push(answer),
                     Some(Output::Notice(text)) if streams => break Some(text),
                     // No stream for it.
@@ -159,21 +176,36 @@ impl Responder {
                     None => return drop(opened.send(ResponseMode::Whole(answers))),
                 },
                 () = &mut silence, if streams => break None,
-                () = opened.closed(), if session.is_none() => return,
             }
         };
-        let stream = match &session {
-            Some(session) => session.streams.open(),
-            None => Stream::unresumable(),
-        };
+        let (stream, reader) = self.open();
+        let _ = opened.send(ResponseMode::Events(reader));
+        for text in answers.into_iter().filter_map(Answer::text) {
+            stream.answer(text);
+        }
+        self.deliver(stream, first, output).await;
+    }
+
+    /// Silence after which the response becomes a stream.
+    fn silence(&self) -> Duration {
+        if self.caller.session.is_some() { SILENCE_RESUMABLE } else { SILENCE }
+    }
+
+    /// A stream for a response. That of a session can be resumed.
+    fn open(&self) -> (Arc<Stream>, Reader) {
+        let session = self.caller.session.as_ref();
+        let stream = session.map_or_else(Stream::unresumable, |session| session.streams.open());
         // Earlier revisions have no events without data.
         if session.is_some_and(|session| session.revision >= Revision::V2025_11_25) {
             stream.prime();
         }
-        let _ = opened.send(ResponseMode::Events(stream.read()));
-        for text in answers.into_iter().filter_map(Answer::text) {
-            stream.answer(text);
-        }
+        let reader = stream.read();
+        (stream, reader)
+    }
+
+    /// Delivers output on a stream: the first notification, then the rest. Clients without a session
+    /// cancel by disconnecting.
+    async fn deliver(self, stream: Arc<Stream>, first: Option<Bytes>, mut output: Outputs) {
         let mut next = first.map(Output::Notice);
         loop {
             match next.take() {
@@ -185,7 +217,8 @@ impl Responder {
                 Some(Output::Notice(text)) => {
                     let sent = stream.send(text).await;
                     if sent == Err(TooSlow) {
-                        drop(guards);
+                        let id = output.id.take();
+                        drop(output);
                         stream.answer(self.too_slow(id.as_ref()).await);
                         break;
                     }
@@ -193,7 +226,7 @@ impl Responder {
                 None => {}
             }
             next = tokio::select! {
-                piece = pieces.next() => piece,
+                next = output.next() => next,
                 () = stream.disconnected(), if self.caller.session.is_none() => return,
             };
             if next.is_none() {

@@ -18,7 +18,7 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, future::join_all};
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use serde::Deserialize;
 
@@ -27,7 +27,7 @@ use super::{
         admit::{Front, NotAdmitted, Peer},
         request_checks,
     },
-    in_flight::{InFlight, Output, pieces},
+    in_flight::{InFlight, Output, Outputs},
 };
 use crate::{ConcurrencyPermit, ExchangeResponse};
 use portcullis_chain::{Party, Weight, grow, in_turns};
@@ -245,10 +245,10 @@ fn send(
 
 /// Waits for the result of a request. Notifications are dropped.
 async fn finish(sent: InFlight) -> Option<ExchangeResponse> {
-    // Dropped with this future, the guards cancel the call.
-    let (mut pieces, _guards) = pieces(vec![sent]);
-    while let Some(piece) = pieces.next().await {
-        if let Output::Answer(answer) = piece {
+    // Dropped with this future, it cancels the call.
+    let mut output = Outputs::of(vec![sent]);
+    while let Some(next) = output.next().await {
+        if let Output::Answer(answer) = next {
             grow(answer.answered.text.as_ref().map_or(Weight::NONE, Weight::of)).await;
             return Some(answer.answered);
         }

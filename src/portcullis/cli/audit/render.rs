@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn refusal_shows_its_rule_with_file_and_line() {
-        let key = DigestKey::from_bytes(&[7; 32]).unwrap();
+        let key = DigestKey::from_bytes(&[7; 32]);
         let finding = portcullis_protocol::exchange::Finding {
             interceptor: "secrets".into(),
             phase: portcullis_protocol::exchange::Phase::Request,
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn intent_and_outcome_are_shown_as_one_decision() {
-        let key = DigestKey::from_bytes(&[7; 32]).unwrap();
+        let key = DigestKey::from_bytes(&[7; 32]);
         let exchange = fixed(|exchange| {
             exchange.session =
                 Some(portcullis_protocol::names::SessionId::presented("0123456789abcdef"));
@@ -401,7 +401,7 @@ mod tests {
             &exchange,
             &by_rule(),
             DecisionContext::default(),
-            &DigestKey::from_bytes(&[7; 32]).unwrap(),
+            &DigestKey::from_bytes(&[7; 32]),
         );
         let line = line(&entry(record));
         assert!(!line.contains(|c: char| c.is_control() || c == '\u{202e}'), "{line:?}");
