@@ -70,6 +70,8 @@ impl Drop for Entry {
 pub(crate) struct UpstreamCall {
     from_server: mpsc::Receiver<ServerMessage>,
     reply: BoxFuture<'static, Result<Reply, CallError>>,
+    /// The response, until all messages before it are taken.
+    settled: Option<Result<Reply, CallError>>,
     clock: Deadline,
     /// Delays the end of a server that is replaced in the config.
     _counted: TaskTrackerToken,
@@ -103,7 +105,8 @@ impl UpstreamCall {
             let _entry = entry;
             instance.call(&running, call).await
         };
-        Self { from_server, reply: reply.boxed(), clock, _counted: server.counted() }
+        let (reply, counted) = (reply.boxed(), server.counted());
+        Self { from_server, reply, settled: None, clock, _counted: counted }
     }
 
     /// Moves the call to a task of its own, so that it advances while it is suspended.
@@ -117,11 +120,23 @@ impl UpstreamCall {
     /// The next message of the server; its response is the last. Cancel safe: no message is lost if
     /// this future is dropped.
     pub async fn next(&mut self) -> CallEvent {
-        tokio::select! {
-            biased;
-            // The call holds the sender, so all its messages come before its response.
-            Some(from_server) = self.from_server.recv() => CallEvent::FromServer(from_server),
-            reply = &mut self.reply => CallEvent::Over(reply),
+        let reply = match self.settled.take() {
+            Some(reply) => reply,
+            None => tokio::select! {
+                biased;
+                Some(from_server) = self.from_server.recv() => {
+                    return CallEvent::FromServer(from_server);
+                }
+                reply = &mut self.reply => reply,
+            },
+        };
+        // The server sent these messages before its response.
+        match self.from_server.try_recv() {
+            Ok(from_server) => {
+                self.settled = Some(reply);
+                CallEvent::FromServer(from_server)
+            }
+            Err(_) => CallEvent::Over(reply),
         }
     }
 
