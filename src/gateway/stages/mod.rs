@@ -25,8 +25,8 @@ use portcullis_protocol::{
 };
 
 pub use client::Caller;
-pub use decision_renewal::CLIENT_CHANGED;
 pub(crate) use client::{ClientContext, ListSource, set_level, shared_instance};
+pub use decision_renewal::CLIENT_CHANGED;
 pub(crate) use obligations::Obligations;
 pub(crate) use visibility::PrincipalView;
 
