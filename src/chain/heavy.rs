@@ -115,8 +115,8 @@ tokio::task_local! {
 /// for a turn of `party` and blocks no async worker. `work` becomes heavy when [`grow`] reports it,
 /// for example with a large answer to a small request.
 ///
-/// Within the work on another message, `work` is part of that work: a turn is never awaited while
-/// another is held.
+/// Within the work on another message, `work` is part of that work and is charged to its party: a
+/// turn is never awaited while another is held.
 pub fn in_turns<F>(
     party: Party,
     weight: Weight,
@@ -176,6 +176,11 @@ pub async fn grow(weight: Weight) {
     if before.is_ok_and(|before| before <= LARGE_BYTES) {
         yield_now().await;
     }
+}
+
+/// Weight of the heaviest text so far in the work that is being polled.
+pub fn in_hand() -> Weight {
+    Weight(IN_HAND.try_with(|in_hand| in_hand.load(Ordering::Relaxed)).unwrap_or_default())
 }
 
 /// Runs `work` on a thread that polls heavy messages, and waits for it. The async runtime moves the other

@@ -63,7 +63,8 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// The handling of a message, under the permit that its principal acquired for it.
+    /// The handling of a message, under the permit that its principal acquired for it. It advances
+    /// while its work is polled. Dropping the work does not cancel it.
     pub fn start(&self, caller: Caller, frame: Frame, permit: ConcurrencyPermit) -> ExchangeHandle {
         self.pipeline.start(caller, frame, permit)
     }

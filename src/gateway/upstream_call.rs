@@ -1,6 +1,6 @@
 //! A call in flight at a server, with the server's messages meanwhile.
 
-use std::{collections::HashMap, mem, sync::Arc};
+use std::{collections::HashMap, mem, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::{
     FutureExt,
@@ -65,13 +65,14 @@ impl Drop for Entry {
     }
 }
 
-/// A call in flight. It advances while [`next`](Self::next) is awaited. Dropping it cancels the
-/// call.
+/// A call in flight. It advances while [`next`](Self::next) is awaited, and after
+/// [`spawn`](Self::spawn) also otherwise. Dropping it cancels the call.
 pub(crate) struct UpstreamCall {
     from_server: mpsc::Receiver<ServerMessage>,
     reply: BoxFuture<'static, Result<Reply, CallError>>,
     /// The response, until all messages before it are taken.
     settled: Option<Result<Reply, CallError>>,
+    spawned: bool,
     clock: Deadline,
     /// Delays the end of a server that is replaced in the config.
     _counted: TaskTrackerToken,
@@ -105,16 +106,22 @@ impl UpstreamCall {
             let _entry = entry;
             instance.call(&running, call).await
         };
-        let (reply, counted) = (reply.boxed(), server.counted());
-        Self { from_server, reply, settled: None, clock, _counted: counted }
+        // A panic fails this call; its exchange is recorded to its end.
+        let reply = AssertUnwindSafe(reply).catch_unwind();
+        let reply = reply.map(|ended| ended.unwrap_or_else(|_| Err(ended_early()))).boxed();
+        let counted = server.counted();
+        Self { from_server, reply, settled: None, spawned: false, clock, _counted: counted }
     }
 
-    /// Moves the call to a task of its own, so that it advances while it is suspended.
+    /// Moves the call to a task of its own, so that it advances while its client's messages are
+    /// processed, and while it is suspended.
     pub fn spawn(&mut self) {
+        if self.settled.is_some() || mem::replace(&mut self.spawned, true) {
+            return;
+        }
         let reply = mem::replace(&mut self.reply, pending().boxed());
         let task = AbortOnDropHandle::new(tokio::spawn(reply));
-        let ended = || CallError::Misbehaved("the work for the call ended early".into());
-        self.reply = async move { task.await.unwrap_or_else(|_| Err(ended())) }.boxed();
+        self.reply = async move { task.await.unwrap_or_else(|_| Err(ended_early())) }.boxed();
     }
 
     /// The next message of the server; its response is the last. Cancel safe: no message is lost if
@@ -144,4 +151,8 @@ impl UpstreamCall {
     pub fn clock(&self) -> &Deadline {
         &self.clock
     }
+}
+
+fn ended_early() -> CallError {
+    CallError::Misbehaved("the work for the call ended early".into())
 }

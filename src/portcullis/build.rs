@@ -17,9 +17,9 @@ fn main() {
     if env::var_os("CARGO_PROFILE_RELEASE_STRIP").is_none() {
         println!("cargo::rustc-link-arg-bins=-Wl,--strip-all");
     }
-    // Packed relocations are smaller by 3 MB. The executable then needs the glibc of this machine or
-    // a newer one, as it does anyway.
-    if env::var("TARGET") == env::var("HOST")
+    // Packed relocations are smaller by 3 MB. The executable then needs glibc 2.36 or newer.
+    if env::var("CARGO_CFG_TARGET_ENV").as_deref() == Ok("gnu")
+        && env::var("TARGET") == env::var("HOST")
         && glibc().is_some_and(|version| version >= PACKED_RELOCATIONS)
     {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");

@@ -289,6 +289,10 @@ impl ServerCalls {
                     return CallOutcome::Asks(dialogue, open);
                 }
             };
+            // Its deadline and its response advance while the message is processed.
+            if matches!(turn, CallEvent::FromServer(_)) {
+                dialogue.spawn();
+            }
             match turn {
                 CallEvent::Over(reply) => {
                     if let Ok(Reply::Result(text) | Reply::Error(text)) = &reply {

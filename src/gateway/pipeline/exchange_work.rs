@@ -12,13 +12,13 @@ use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::task::TaskTracker;
 
 use super::ExchangeResponse;
-use portcullis_chain::{Party, Weight, in_turns};
+use portcullis_chain::{Party, Weight, in_hand, in_turns};
 
 /// The work on an exchange: a future with the response. The response is missing only if the work
-/// panicked.
+/// panicked, or the process is ending.
 ///
-/// INVARIANT: every exchange reaches its end, so that it is recorded. If its owner drops the work
-/// before the response, the work continues on a task of its own.
+/// INVARIANT: every exchange reaches its end, so that it is recorded, unless the work panics. If its
+/// owner drops the work before the response, the work continues on a task of its own.
 pub struct ExchangeWork {
     state: State,
     turns: Option<(Party, Weight)>,
@@ -66,8 +66,16 @@ impl Future for ExchangeWork {
     type Output = Option<ExchangeResponse>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let response = match &mut self.state {
-            State::Inline(work) => work.as_mut().poll(context),
+        let this = &mut *self;
+        let response = match &mut this.state {
+            State::Inline(work) => {
+                let polled = work.as_mut().poll(context);
+                // Where the work is spawned, the weight of its texts so far is not known.
+                if let Some((_, weight)) = &mut this.turns {
+                    *weight = (*weight).max(in_hand());
+                }
+                polled
+            }
             State::Spawned(task) => Pin::new(task).poll(context).map(|ended| ended.ok().flatten()),
             State::Over => Poll::Ready(None),
         };

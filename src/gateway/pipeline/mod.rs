@@ -226,7 +226,8 @@ impl Pipeline {
         })
     }
 
-    /// The handling of a message, under the permit that its principal acquired for it.
+    /// The handling of a message, under the permit that its principal acquired for it. It advances
+    /// while its work is polled. Dropping the work does not cancel it.
     pub fn start(
         self: &Arc<Self>,
         caller: Caller,
