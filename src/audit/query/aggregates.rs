@@ -348,18 +348,18 @@ impl Aggregates {
                 Field::Code => &mut self.codes,
                 Field::Rule => &mut self.rules,
                 Field::Event => {
-                    self.events.add(value.clone(), one);
+                    self.events.add(value.to_string(), one);
                     continue;
                 }
                 Field::Label => &mut self.labels,
                 Field::Tool => {
                     let server = first(Field::Server).unwrap_or_default().to_owned();
-                    self.tools.add((server, value.clone()), counted);
+                    self.tools.add((server, value.to_string()), counted);
                     continue;
                 }
                 Field::Kind | Field::Id | Field::Trace | Field::Session | Field::Target => continue,
             };
-            counts.add(value.clone(), counted);
+            counts.add(value.to_string(), counted);
         }
         if decides {
             self.add_times(facts);
@@ -428,7 +428,7 @@ mod tests {
     }
 
     fn facts(terms: &[(Field, &str)]) -> Facts {
-        let terms = terms.iter().map(|(field, value)| (*field, (*value).to_owned())).collect();
+        let terms = terms.iter().map(|(field, value)| (*field, (*value).into())).collect();
         Facts { terms, ..Facts::default() }
     }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::ser::Error as _;
 
 use super::{
-    PolicyInput,
+    PolicyInput, members,
     v1::{Call, DecisionBasis, Record, Shape},
 };
 use portcullis_foundation::printable::escaped;
@@ -43,7 +43,7 @@ pub(crate) fn encode(record: &mut Record) -> serde_json::Result<Vec<u8>> {
 /// printed unchanged, by the proxy and by readers of an export.
 fn json(record: &Record) -> serde_json::Result<Vec<u8>> {
     let mut text = Vec::with_capacity(USUAL_BYTES);
-    serde_json::to_writer(&mut text, record)?;
+    members::write(&mut text, record)?;
     let text = String::from_utf8(text).map_err(serde_json::Error::custom)?;
     // On the whole text: its parts are short, so that a check of each costs much more.
     let changed = match escaped(&text, |_| false) {

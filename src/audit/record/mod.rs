@@ -9,6 +9,7 @@ mod from_exchange;
 mod kept_body;
 mod launch;
 mod limits;
+mod members;
 mod policy_input;
 mod shape;
 mod shared;

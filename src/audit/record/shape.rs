@@ -2,7 +2,8 @@
 //! while parsing, so that a large result is not built in memory.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
     fmt,
 };
 
@@ -134,11 +135,7 @@ pub(super) fn of<'de>(
         walk.omit(1);
     }
     walk.types.remove("");
-    let shape = walk
-        .types
-        .into_iter()
-        .map(|(pointer, types)| (pointer, types.into_iter().collect::<Vec<_>>().join("|")))
-        .collect();
+    let shape = walk.types.into_iter().map(|(pointer, types)| (pointer, types.text())).collect();
     (shape, walk.omitted)
 }
 
@@ -179,7 +176,7 @@ impl Declared {
 struct Walk<'a> {
     names: Option<&'a HashSet<String>>,
     key: &'a DigestKey,
-    types: BTreeMap<String, BTreeSet<&'static str>>,
+    types: BTreeMap<String, Types>,
     visits: usize,
     omitted: u32,
 }
@@ -193,7 +190,10 @@ impl Walk<'_> {
     fn step(&self, name: &str) -> Option<String> {
         let declared = self.names.is_some_and(|names| names.contains(name));
         if declared || PROTOCOL.binary_search(&name).is_ok() {
-            Some(name.replace('~', "~0").replace('/', "~1"))
+            Some(match name.contains(['~', '/']) {
+                true => name.replace('~', "~0").replace('/', "~1"),
+                false => name.to_owned(),
+            })
         } else {
             // Skip the cost of a digest that would not be listed.
             (self.types.len() <= MEMBERS).then(|| self.key.key_digest(name))
@@ -210,16 +210,50 @@ struct At<'w, 'a> {
 
 impl At<'_, '_> {
     /// Records the type. Returns whether to visit the members.
-    fn is(&mut self, kind: &'static str) -> bool {
+    fn is(&mut self, kind: Types) -> bool {
         self.walk.visits += 1;
-        let known = self.walk.types.contains_key(&self.at);
-        // The top does not count as a member.
-        if self.walk.visits > VISITS || (!known && self.walk.types.len() > MEMBERS) {
-            self.walk.omit(1);
-            return false;
+        let count = self.walk.types.len();
+        match self.walk.types.get_mut(&self.at) {
+            _ if self.walk.visits > VISITS => return self.leave_out(),
+            Some(types) => types.0 |= kind.0,
+            // The top does not count as a member.
+            None if count > MEMBERS => return self.leave_out(),
+            None => drop(self.walk.types.insert(self.at.clone(), kind)),
         }
-        self.walk.types.entry(self.at.clone()).or_default().insert(kind);
         self.depth > 1
+    }
+
+    fn leave_out(&mut self) -> bool {
+        self.walk.omit(1);
+        false
+    }
+}
+
+/// Set of JSON types.
+#[derive(Debug, Clone, Copy)]
+struct Types(u8);
+
+impl Types {
+    const ARRAY: Self = Self(1);
+    const BOOLEAN: Self = Self(1 << 1);
+    const NULL: Self = Self(1 << 2);
+    const NUMBER: Self = Self(1 << 3);
+    const OBJECT: Self = Self(1 << 4);
+    const STRING: Self = Self(1 << 5);
+    const NAMES: [(Self, &str); 6] = [
+        (Self::ARRAY, "array"),
+        (Self::BOOLEAN, "boolean"),
+        (Self::NULL, "null"),
+        (Self::NUMBER, "number"),
+        (Self::OBJECT, "object"),
+        (Self::STRING, "string"),
+    ];
+
+    /// Names of the types in alphabetical order, joined by `|`.
+    fn text(self) -> Cow<'static, str> {
+        let mut names = Self::NAMES.iter().filter(|(kind, _)| self.0 & kind.0 != 0);
+        let first = names.next().map_or("", |(_, name)| *name);
+        names.fold(Cow::Borrowed(first), |text, (_, name)| format!("{text}|{name}").into())
     }
 }
 
@@ -239,39 +273,39 @@ impl<'de> Visitor<'de> for At<'_, '_> {
     }
 
     fn visit_unit<E>(mut self) -> Result<(), E> {
-        self.is("null");
+        self.is(Types::NULL);
         Ok(())
     }
 
     fn visit_bool<E>(mut self, _: bool) -> Result<(), E> {
-        self.is("boolean");
+        self.is(Types::BOOLEAN);
         Ok(())
     }
 
     fn visit_i64<E>(mut self, _: i64) -> Result<(), E> {
-        self.is("number");
+        self.is(Types::NUMBER);
         Ok(())
     }
 
     fn visit_u64<E>(mut self, _: u64) -> Result<(), E> {
-        self.is("number");
+        self.is(Types::NUMBER);
         Ok(())
     }
 
     fn visit_f64<E>(mut self, _: f64) -> Result<(), E> {
-        self.is("number");
+        self.is(Types::NUMBER);
         Ok(())
     }
 
     fn visit_str<E>(mut self, _: &str) -> Result<(), E> {
-        self.is("string");
+        self.is(Types::STRING);
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
-        let enter = self.is("array");
+        let enter = self.is(Types::ARRAY);
         while enter && self.walk.visits <= VISITS {
-            let at = format!("{}/*", self.at);
+            let at = [&self.at, "/*"].concat();
             let item = At { walk: self.walk, at, depth: self.depth - 1 };
             if items.next_element_seed(item)?.is_none() {
                 return Ok(());
@@ -286,7 +320,7 @@ impl<'de> Visitor<'de> for At<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
-        let enter = self.is("object");
+        let enter = self.is(Types::OBJECT);
         while enter && self.walk.visits <= VISITS {
             let Some(name) = members.next_key::<String>()? else { return Ok(()) };
             let Some(step) = self.walk.step(&name) else {
@@ -295,7 +329,7 @@ impl<'de> Visitor<'de> for At<'_, '_> {
                 self.walk.omit(1);
                 continue;
             };
-            let at = format!("{}/{step}", self.at);
+            let at = [&self.at, "/", &step].concat();
             members.next_value_seed(At { walk: self.walk, at, depth: self.depth - 1 })?;
         }
         while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
@@ -344,7 +378,7 @@ mod tests {
             (format!("/opts/{hidden}"), "boolean"),
         ]
         .into_iter()
-        .map(|(k, v)| (k, v.to_owned()))
+        .map(|(k, v)| (k, v.into()))
         .collect();
         assert_eq!((shape, omitted), (expected, 0));
     }

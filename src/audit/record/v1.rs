@@ -2,6 +2,7 @@
 //! `portcullis schema audit`. A published field never changes its meaning; a new one is optional.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
 };
@@ -10,6 +11,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use smol_str::SmolStr;
 
 use super::{Decision, Era, Event, PolicyInput, Rule, Transport};
 use crate::{line::Seq, proof::Hash};
@@ -223,7 +225,7 @@ pub struct Refusal {
 /// Types of arguments or of a result by JSON pointer. `*` stands for every element of an array, `|`
 /// joins different types. A key that neither the tool's schema nor the protocol defines is `#` and
 /// the beginning of its keyed digest, because a key can contain data.
-pub type Shape = BTreeMap<String, String>;
+pub type Shape = BTreeMap<String, Cow<'static, str>>;
 
 /// Record of an allowed message, before it leaves the proxy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -298,7 +300,8 @@ pub struct Timing {
     /// `response/NAME` for each interceptor of the response. Stages of less than one microsecond
     /// are omitted.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub stages_us: BTreeMap<String, u64>,
+    #[schemars(with = "BTreeMap<String, u64>")]
+    pub stages_us: BTreeMap<SmolStr, u64>,
 }
 
 /// A message that was refused before it left the proxy.

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use super::{
     BLOCK,
@@ -40,7 +41,7 @@ pub(super) struct Inner {
     pub hashes: Vec<Hash>,
     /// Facts of each record, with its time of writing in microseconds since 1970.
     pub facts: Vec<(u64, Facts)>,
-    pub terms: BTreeMap<Field, HashMap<String, Vec<u16>>>,
+    pub terms: BTreeMap<Field, HashMap<SmolStr, Vec<u16>>>,
     /// Intents and their outcomes in this block.
     pub answered: Vec<(u16, u16)>,
     pub begin: u64,
@@ -182,7 +183,7 @@ impl Growing {
             .iter()
             .flat_map(|(field, values)| values.iter().map(|(v, positions)| (*field, v, positions)));
         let answered = inner.answered.iter().map(|(intent, _)| *intent).collect();
-        let answered = (Field::Kind, ANSWERED.to_owned(), answered);
+        let answered = (Field::Kind, SmolStr::new_static(ANSWERED), answered);
         Sealing {
             meta: BlockMeta {
                 first: self.first,
@@ -207,13 +208,13 @@ impl Growing {
 /// A block's data for the index.
 pub(super) struct Sealing {
     pub meta: BlockMeta,
-    pub terms: Vec<(Field, String, Vec<u16>)>,
+    pub terms: Vec<(Field, SmolStr, Vec<u16>)>,
     pub tally: Aggregates,
 }
 
 impl Sealing {
     pub fn positions(&self, field: Field, value: &str) -> Bits {
-        let of = |(f, v, _): &&(Field, String, Vec<u16>)| *f == field && v == value;
+        let of = |(f, v, _): &&(Field, SmolStr, Vec<u16>)| *f == field && v == value;
         let found = self.terms.iter().filter(of).flat_map(|(_, _, positions)| positions);
         found.map(|at| usize::from(*at)).collect()
     }

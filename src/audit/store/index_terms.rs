@@ -1,6 +1,7 @@
 //! Index data of a record: terms, times and sizes.
 
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use crate::record::{Decision, Kind, Record, Target};
 
@@ -28,11 +29,14 @@ pub(crate) enum Field {
     Target = 14,
 }
 
+/// Terms of a record that most do not exceed.
+const USUAL_TERMS: usize = 12;
+
 /// Index data of a record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Facts {
     /// Values of the indexed fields, without duplicate pairs.
-    pub terms: Vec<(Field, String)>,
+    pub terms: Vec<(Field, SmolStr)>,
     /// Microseconds from the arrival of the message to its end.
     pub total_us: Option<u64>,
     /// Microseconds that the server took, a part of the total.
@@ -68,8 +72,8 @@ pub(crate) fn kind(kind: Kind) -> &'static str {
 impl Facts {
     /// Index data of a record.
     pub(crate) fn of(record: &Record) -> Self {
-        let mut facts = Self::default();
-        facts.add(Field::Id, record.id().to_string());
+        let mut facts = Self { terms: Vec::with_capacity(USUAL_TERMS), ..Self::default() };
+        facts.add(Field::Id, &record.id().to_string());
         facts.add(Field::Kind, kind(record.kind()));
         for (field, value) in [
             (Field::Principal, record.principal()),
@@ -114,10 +118,9 @@ impl Facts {
         self.terms.iter().find(|(of, _)| *of == field).map(|(_, value)| value.as_str())
     }
 
-    fn add(&mut self, field: Field, value: impl Into<String>) {
-        let term = (field, value.into());
-        if !self.terms.contains(&term) {
-            self.terms.push(term);
+    fn add(&mut self, field: Field, value: &str) {
+        if !self.terms.iter().any(|(of, term)| *of == field && term == value) {
+            self.terms.push((field, SmolStr::new(value)));
         }
     }
 }

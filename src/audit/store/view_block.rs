@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use smol_str::SmolStr;
 
 use super::{
     bitmap::Bits,
@@ -98,7 +99,7 @@ impl Block {
                 let mut bits = Bits::default();
                 for line in self.lines(&found)? {
                     let facts = line.entry().map(|entry| Facts::of(&entry.record));
-                    let has = |(f, v): &(Field, String)| *f == field && v == value;
+                    let has = |(f, v): &(Field, SmolStr)| *f == field && v == value;
                     if facts.is_ok_and(|facts| facts.terms.iter().any(has)) {
                         bits.insert(
                             usize::try_from(line.seq().0 - meta.first).unwrap_or(usize::MAX),

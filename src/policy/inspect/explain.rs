@@ -1,6 +1,6 @@
 //! Explains a decision: the policies that matched, and those that nearly did.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use cedar_policy::{Effect, EntityUid};
 use serde::Serialize;
@@ -152,7 +152,7 @@ impl Inspector {
         &mut self,
         request: &Request<'_>,
         unknown: Unknown,
-        shape: &BTreeMap<String, String>,
+        shape: &BTreeMap<String, Cow<'static, str>>,
     ) -> Explanation {
         let mut explanation = Explanation {
             verdict: Verdict::Refused,
@@ -260,7 +260,7 @@ impl Inspector {
         policy: &Inspected,
         query: &Query,
         hidden: HiddenData,
-        shape: &BTreeMap<String, String>,
+        shape: &BTreeMap<String, Cow<'static, str>>,
     ) -> (PolicyResult, Outcomes) {
         let Some(condition) = &policy.condition else {
             return (PolicyResult::Matched { values: Vec::new() }, Outcomes::SATISFIED);
@@ -345,7 +345,7 @@ fn seen(
     node: &Node,
     query: &Query,
     hidden: HiddenData,
-    shape: &BTreeMap<String, String>,
+    shape: &BTreeMap<String, Cow<'static, str>>,
 ) -> Vec<ReadValue> {
     let see = |value: super::condition::Value| {
         let (known, absent) = if hidden.from(value.uses) {
