@@ -21,7 +21,7 @@ pub enum Placement {
 /// Scheme, host and port of a server's URL. The rest is not shown, because the path of a hosted
 /// server's URL can be a key.
 pub fn origin(url: &str) -> String {
-    match reqwest::Url::parse(url) {
+    match url::Url::parse(url) {
         Ok(url) => url.origin().ascii_serialization(),
         Err(_) => "a URL that cannot be read".to_owned(),
     }

@@ -1,14 +1,25 @@
 //! HTTP requests to one server: URL and headers.
 
-use std::time::Duration;
+use std::{error::Error, sync::LazyLock, time::Duration};
 
-use bytes::Bytes;
-use futures_util::StreamExt;
-use parking_lot::RwLock;
-use reqwest::{
-    Method as Verb, Response, Url,
+use bytes::{Bytes, BytesMut};
+use http::{
+    Method as Verb, Request, Uri,
     header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
+use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use parking_lot::RwLock;
+use rustls::ClientConfig;
+use rustls_platform_verifier::ConfigVerifierExt;
+use tokio::net::TcpStream;
+use tower::{BoxError, timeout::Timeout, util::BoxCloneSyncService};
+use url::Url;
 
 use super::super::call_error::CallError;
 use portcullis_protocol::exchange::Revision;
@@ -19,14 +30,33 @@ pub(super) const REVISION: HeaderName = HeaderName::from_static("mcp-protocol-ve
 const LAST_EVENT: HeaderName = HeaderName::from_static("last-event-id");
 /// Longest wait for the sending of a message without a response.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for a connection, with its TLS handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval of TCP keep-alive probes, and time after which an unused connection is closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const IDLE: Duration = Duration::from_secs(90);
 /// Content types of responses.
 pub(super) const JSON: &str = "application/json";
 pub(super) const EVENTS: &str = "text/event-stream";
+/// Bytes of a body for which memory is reserved because its header announces them.
+const RESERVED: usize = 1 << 20;
 
-/// HTTP client of one endpoint.
+/// Response of a server.
+pub(super) type Response = http::Response<Incoming>;
+
+/// Verifies servers by the certificates of the system. They are read once.
+static TLS: LazyLock<Result<ClientConfig, rustls::Error>> =
+    LazyLock::new(ClientConfig::with_platform_verifier);
+
+/// Connects to a server.
+type Connector = BoxCloneSyncService<Uri, MaybeHttpsStream<TokioIo<TcpStream>>, BoxError>;
+
+/// HTTP client of one endpoint. It follows no redirect and uses no proxy of the environment:
+/// either would send the operator's credentials to a host that the config does not name.
 pub(super) struct Wire {
-    client: reqwest::Client,
+    client: legacy::Client<Connector, Full<Bytes>>,
     url: Url,
+    uri: Uri,
     /// The operator's headers: credentials for the server, never the client's.
     headers: HeaderMap,
     pub session: RwLock<Option<HeaderValue>>,
@@ -41,18 +71,27 @@ impl Wire {
     pub fn new(url: &str, headers: &[(String, Secret)]) -> Result<Self, CallError> {
         let unavailable = |what: String| CallError::Unavailable(what);
         let url = Url::parse(url).map_err(|e| unavailable(format!("its URL is bad: {e}")))?;
-        let map = portcullis_vault::headers(headers)
+        let uri = uri(&url)?;
+        let headers = portcullis_vault::headers(headers)
             .map_err(|illegal| unavailable(illegal.to_string()))?;
-        // A redirect, or a proxy from the environment, would send the operator's credentials to a
-        // host that the config does not name.
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(Duration::from_secs(10))
-            .build()
-            .map_err(|e| unavailable(format!("the HTTP client could not be created: {e}")))?;
+        let tls = TLS.as_ref().map_err(|error| {
+            unavailable(format!("the HTTP client could not be created: {error}"))
+        })?;
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(KEEP_ALIVE));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls.clone())
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .build(Connector::new(Timeout::new(connector, CONNECT_TIMEOUT)));
         let (session, revision) = (RwLock::default(), RwLock::default());
-        Ok(Self { client, url, headers: map, session, revision })
+        Ok(Self { client, url, uri, headers, session, revision })
     }
 
     /// URL of the endpoint.
@@ -63,44 +102,45 @@ impl Wire {
     async fn send(
         &self,
         verb: Verb,
-        url: Url,
+        uri: Uri,
         extra: HeaderMap,
         body: Option<Bytes>,
     ) -> Result<Response, CallError> {
-        let mut request =
-            self.client.request(verb, url).headers(self.headers.clone()).headers(extra);
-        if let Some(body) = body {
-            request = request.header(CONTENT_TYPE, JSON).body(body);
+        let mut headers = self.headers.clone();
+        headers.extend(extra);
+        if body.is_some() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         }
-        if let Some(session) = self.session.read().clone() {
-            request = request.header(SESSION, session);
+        if let Some(session) = &*self.session.read() {
+            headers.insert(SESSION, session.clone());
         }
         if let Some(revision) = *self.revision.read() {
-            request = request.header(REVISION, revision.as_str());
+            headers.insert(REVISION, HeaderValue::from_static(revision.as_str()));
         }
-        request.send().await.map_err(|error| {
-            CallError::Unavailable(format!(
-                "it cannot be reached: {}",
-                causes(&error.without_url())
-            ))
+        let mut request = Request::new(Full::new(body.unwrap_or_default()));
+        *request.method_mut() = verb;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        self.client.request(request).await.map_err(|error| {
+            CallError::Unavailable(format!("it cannot be reached: {}", causes(&error)))
         })
     }
 
     /// Posts a message.
     pub async fn post(&self, text: Bytes, extra: HeaderMap) -> Result<Response, CallError> {
-        self.post_to(self.url.clone(), text, extra).await
+        self.post_to(self.uri.clone(), text, extra).await
     }
 
-    /// Posts a message to another URL of the same server.
+    /// Posts a message to another URI of the same server.
     pub async fn post_to(
         &self,
-        url: Url,
+        uri: Uri,
         text: Bytes,
         mut extra: HeaderMap,
     ) -> Result<Response, CallError> {
         let taken = HeaderValue::from_static("application/json, text/event-stream");
         extra.insert(ACCEPT, taken);
-        self.send(Verb::POST, url, extra, Some(text)).await
+        self.send(Verb::POST, uri, extra, Some(text)).await
     }
 
     /// Opens an event stream, or resumes one after an event.
@@ -110,7 +150,7 @@ impl Wire {
         if let Some(last) = last {
             headers.insert(LAST_EVENT, last.clone());
         }
-        self.send(Verb::GET, self.url.clone(), headers, None).await
+        self.send(Verb::GET, self.uri.clone(), headers, None).await
     }
 
     /// Ends the session, if there is one.
@@ -118,11 +158,17 @@ impl Wire {
         if self.session.read().is_none() {
             return;
         }
-        let leaving = self.send(Verb::DELETE, self.url.clone(), HeaderMap::new(), None);
+        let leaving = self.send(Verb::DELETE, self.uri.clone(), HeaderMap::new(), None);
         // A server need not support this; its answer has no effect.
         let _ = tokio::time::timeout(PATIENCE, leaving).await;
         *self.session.write() = None;
     }
+}
+
+/// A URL in the form that requests need.
+pub(super) fn uri(url: &Url) -> Result<Uri, CallError> {
+    Uri::try_from(url.as_str())
+        .map_err(|e| CallError::Unavailable(format!("its URL cannot be requested: {e}")))
 }
 
 /// Content type of a response, without parameters.
@@ -133,26 +179,49 @@ pub(super) fn content_type(response: &Response) -> String {
 
 /// Body of a response, of at most `most` bytes.
 pub(super) async fn body(response: Response, most: usize) -> Result<Bytes, CallError> {
-    let mut body = bytes::BytesMut::new();
-    let mut chunks = response.bytes_stream();
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(broken)?;
-        if body.len() + chunk.len() > most {
-            return Err(CallError::Misbehaved(format!("its answer has more than {most} bytes")));
-        }
-        body.extend_from_slice(&chunk);
+    let mut body = response.into_body();
+    let Some(first) = next_chunk(&mut body).await.transpose()? else { return Ok(Bytes::new()) };
+    let too_large = || CallError::Misbehaved(format!("its answer has more than {most} bytes"));
+    if first.len() > most {
+        return Err(too_large());
     }
-    Ok(body.freeze())
+    if body.is_end_stream() {
+        return Ok(first);
+    }
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX).min(RESERVED);
+    let mut text = BytesMut::with_capacity(first.len() + announced);
+    text.extend_from_slice(&first);
+    while let Some(chunk) = next_chunk(&mut body).await.transpose()? {
+        if text.len() + chunk.len() > most {
+            return Err(too_large());
+        }
+        text.extend_from_slice(&chunk);
+    }
+    Ok(text.freeze())
 }
 
-pub(super) fn broken(error: reqwest::Error) -> CallError {
-    CallError::Unavailable(format!("its answer broke off: {}", causes(&error.without_url())))
+/// Next part of a body. `None` at its end.
+pub(super) async fn next_chunk(body: &mut Incoming) -> Option<Result<Bytes, CallError>> {
+    loop {
+        match body.frame().await? {
+            Ok(frame) => {
+                // Trailers have no meaning here.
+                if let Ok(chunk) = frame.into_data() {
+                    return Some(Ok(chunk));
+                }
+            }
+            Err(error) => {
+                let why = format!("its answer broke off: {}", causes(&error));
+                return Some(Err(CallError::Unavailable(why)));
+            }
+        }
+    }
 }
 
-/// An error with its causes: reqwest's text hides why a connection failed.
-fn causes(error: &reqwest::Error) -> String {
+/// An error with its causes: the text alone hides why a connection failed.
+fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(cause) = source {
         text = format!("{text}: {cause}");
         source = cause.source();

@@ -17,10 +17,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::{
-    Response,
-    header::{HeaderMap, HeaderName, HeaderValue},
-};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
@@ -30,7 +27,7 @@ use super::{
     multiplexer::{Cancel, Multiplexer, PendingCall},
     transport::{Call, Reply, ServerMessage, ServerTransport, progress_token, subscription},
 };
-use client::{EVENTS, JSON, PATIENCE, REVISION, SESSION, Wire, body, content_type};
+use client::{EVENTS, JSON, PATIENCE, REVISION, Response, SESSION, Wire, body, content_type};
 use portcullis_chain::{Party, Weight, in_turns};
 use portcullis_protocol::{
     codec::{Caps, Frame, Kind, era::header_text},

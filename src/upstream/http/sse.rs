@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::{StatusCode, Url, header::HeaderMap};
+use http::{HeaderMap, StatusCode, Uri};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use url::Url;
 
 use super::{
     super::{
@@ -15,7 +16,7 @@ use super::{
         multiplexer::{Cancel, Multiplexer, StreamKind},
         transport::{Call, Reply, ServerTransport},
     },
-    client::{EVENTS, PATIENCE, Wire, content_type},
+    client::{EVENTS, PATIENCE, Wire, content_type, uri},
     sse_reader::Events,
 };
 use portcullis_protocol::{
@@ -28,7 +29,7 @@ use portcullis_vault::Secret;
 pub(crate) struct Sse {
     wire: Arc<Wire>,
     /// Endpoint for messages to the server.
-    endpoint: Url,
+    endpoint: Uri,
     multiplexer: Arc<Multiplexer>,
     _open: DropGuard,
 }
@@ -86,7 +87,7 @@ impl Sse {
 }
 
 /// The endpoint that a server names. It must have the server's origin.
-fn endpoint(url: &Url, named: &str) -> Result<Url, CallError> {
+fn endpoint(url: &Url, named: &str) -> Result<Uri, CallError> {
     let endpoint = url
         .join(named)
         .map_err(|_| CallError::Misbehaved("it names an endpoint that is not a URL".into()))?;
@@ -94,12 +95,12 @@ fn endpoint(url: &Url, named: &str) -> Result<Url, CallError> {
     if endpoint.origin() != url.origin() || credentials {
         return Err(CallError::Misbehaved("it names an endpoint of another origin".into()));
     }
-    Ok(endpoint)
+    uri(&endpoint)
 }
 
 /// Posts a message whose response, if any, comes on the stream. The caller bounds the time: some
 /// servers answer a POST only after the work is done.
-async fn post(wire: &Wire, endpoint: Url, text: Bytes) -> Result<(), CallError> {
+async fn post(wire: &Wire, endpoint: Uri, text: Bytes) -> Result<(), CallError> {
     let response = wire.post_to(endpoint, text, HeaderMap::new()).await?;
     let status = response.status();
     if status.is_success() {
@@ -188,7 +189,7 @@ mod tests {
             ("messages", "https://a.example/base/messages"),
             ("https://a.example:443/m", "https://a.example/m"),
         ] {
-            assert_eq!(endpoint(&url, named).unwrap().as_str(), whole);
+            assert_eq!(endpoint(&url, named).unwrap(), whole);
         }
         for named in [
             "http://a.example/m",

@@ -3,10 +3,16 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream::BoxStream};
-use reqwest::header::HeaderValue;
+use futures_util::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
+use http::HeaderValue;
 
-use super::{super::call_error::CallError, client::broken};
+use super::{
+    super::call_error::CallError,
+    client::{Response, next_chunk},
+};
 use portcullis_foundation::backoff::Backoff;
 use portcullis_protocol::codec::{Broken, Event, events};
 
@@ -20,9 +26,12 @@ pub(super) struct Events(BoxStream<'static, Result<Event, CallError>>);
 
 impl Events {
     /// The events of a response body.
-    pub fn of(response: reqwest::Response, most: usize) -> Self {
-        let chunks = response.bytes_stream();
-        Self::from_chunks(chunks.map(|chunk| chunk.map_err(broken)), most)
+    pub fn of(response: Response, most: usize) -> Self {
+        let chunks = stream::unfold(response.into_body(), async |mut body| {
+            let chunk = next_chunk(&mut body).await?;
+            Some((chunk, body))
+        });
+        Self::from_chunks(chunks, most)
     }
 
     fn from_chunks(

@@ -6,8 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::Response;
-
 use super::{
     super::{
         call_error::CallError,
@@ -15,7 +13,7 @@ use super::{
         transport::Reply,
     },
     Line,
-    client::{EVENTS, content_type},
+    client::{EVENTS, Response, content_type},
     sse_reader::{Events, Resume},
 };
 
