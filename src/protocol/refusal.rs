@@ -187,8 +187,9 @@ pub fn without_marks(answer: Answer) -> Answer {
 /// A result without the mark, if it has one.
 fn unmarked_result(result: &Bytes) -> Option<Bytes> {
     // Most results have neither the name nor an escape that could spell it.
-    let spelled = [META_REFUSAL, "\\u", "\\/"];
-    if !spelled.iter().any(|text| memchr::memmem::find(result, text.as_bytes()).is_some()) {
+    let has = |text: &str| memchr::memmem::find(result, text.as_bytes()).is_some();
+    let is_escaped = || memchr::memchr(b'\\', result).is_some() && (has("\\u") || has("\\/"));
+    if !has(META_REFUSAL) && !is_escaped() {
         return None;
     }
     let result = Object::parse(result.clone()).ok()?;

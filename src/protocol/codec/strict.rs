@@ -116,6 +116,9 @@ impl Text {
         if known.contains(&key) || known.is_empty() {
             return false;
         }
+        if key.is_ascii() {
+            return known.iter().any(|known| known.eq_ignore_ascii_case(key));
+        }
         let folded = fold(Cow::Borrowed(key));
         known.iter().any(|known| fold(Cow::Borrowed(known)) == folded)
     }
