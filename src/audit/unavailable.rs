@@ -73,7 +73,6 @@ impl Unavailable {
     pub(super) fn of(fault: Fault, dir: PathBuf, reserve: u64) -> Self {
         match fault {
             Fault::Full => Self::Full { dir, reserve },
-            Fault::Closed => Self::Closed { dir },
             // For another process, `Audit::open` fails at the store's lock, before this.
             fault @ (Fault::InUse(_) | Fault::Damaged(_) | Fault::Io(_)) => {
                 Self::Broken { dir, why: fault.to_string() }

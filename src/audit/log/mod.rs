@@ -14,10 +14,10 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     digest::DigestKey,
@@ -26,8 +26,7 @@ use crate::{
     query::Archive,
     record::{Event, EventRecord, Intent, KeyRotated, Kind, Outcome, Record, Refused},
     store::{
-        CommitQueue, Draft, Fault, Lock, SegmentInfo, SegmentSet, Settings, StoredRecord, Writer,
-        private_dir,
+        Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, StoredRecord, Writer, private_dir,
     },
     unavailable::Unavailable,
 };
@@ -64,8 +63,8 @@ struct Inner {
     written: AtomicU64,
     /// Whether the store accepted the last record.
     well: AtomicBool,
-    /// The writer; its thread ends when this is dropped.
-    commits: Option<CommitQueue>,
+    /// Queue of the writer thread; the thread ends when it is dropped.
+    jobs: Option<mpsc::Sender<Job>>,
     thread: Option<JoinHandle<()>>,
     /// Signs the last checkpoint when dropped, after the last record.
     checkpointer: Option<Checkpointer>,
@@ -79,10 +78,11 @@ impl Drop for Inner {
         // Last chance to log missed records that were not reported yet.
         let missed = self.gap.open();
         let reported = missed.and_then(|missed| {
-            let draft = Draft::new(EventRecord::now(missed).into()).ok()?;
-            self.commits.as_ref()?.try_queue(draft)
+            let (job, answer) = Job::new(EventRecord::now(missed).into()).ok()?;
+            self.jobs.as_ref()?.try_send(job).ok()?;
+            Some(answer)
         });
-        self.commits = None;
+        self.jobs = None;
         if let Some(thread) = self.thread.take() {
             // The thread catches its own panics.
             let _ = thread.join();
@@ -146,19 +146,18 @@ impl Audit {
             .map_err(|fault| Unavailable::Broken { dir: dir.to_owned(), why: fault.to_string() })?;
         let (tail, _) = broadcast::channel(TAIL);
         let settings = Settings {
+            queue: options.queue.max(1),
             reserve: options.reserve,
             period: u64::try_from(options.segment.as_micros()).unwrap_or(u64::MAX).max(1),
             bytes: options.segment_bytes,
             clock: options.clock.clone(),
         };
-        let writer = Writer::open(opened, settings, tail.clone()).map_err(unavailable)?;
-        let (commits, thread) =
-            CommitQueue::start(writer, options.queue.max(1)).map_err(unavailable)?;
+        let (jobs, thread) = Writer::start(opened, settings, tail.clone()).map_err(unavailable)?;
         if let Some(id) = rotated {
             let what = KeyRotated { key_id: id.to_string() };
-            let draft = Draft::new(EventRecord::now(what).into()).map_err(unavailable)?;
+            let (job, _) = Job::new(EventRecord::now(what).into()).map_err(unavailable)?;
             // The queue is still empty.
-            let _ = commits.try_queue(draft);
+            let _ = jobs.try_send(job);
         }
         let archive = Archive::new(segment_set.clone());
         let gap = Gap::new(options.pass);
@@ -176,7 +175,7 @@ impl Audit {
             tail,
             written: AtomicU64::new(0),
             well: AtomicBool::new(true),
-            commits: Some(commits),
+            jobs: Some(jobs),
             thread: Some(thread),
             checkpointer: Some(checkpointer),
             _lock: held,
@@ -411,26 +410,29 @@ impl Inner {
 
     /// Writes a record. The record is durable when this returns `Ok`.
     async fn write(&self, mut record: Record) -> Result<(), Unavailable> {
-        let Self { dir, options, commits, written: total, .. } = self;
+        let Self { dir, options, jobs, written: total, .. } = self;
+        let closed = || Unavailable::Closed { dir: dir.clone() };
         let unavailable = |fault| Unavailable::of(fault, dir.clone(), options.reserve);
         record.scrub_and_truncate(
             options.scrub.as_deref().map(|scrub| scrub as &dyn Fn(&mut String)),
         );
-        let draft = Draft::new(record).map_err(unavailable)?;
-        let commits = commits.as_ref().ok_or(Fault::Closed).map_err(unavailable)?;
-        let slow = || Unavailable::Slow { dir: dir.clone(), waited: options.deadline };
-        let begun = Instant::now();
-        let written = match commits.commit_directly(draft) {
-            Ok(_) if begun.elapsed() > options.deadline => Err(slow()),
-            Ok(written) => written.map_err(unavailable),
-            Err(draft) => tokio::time::timeout(options.deadline, commits.commit(draft))
+        let (job, answer) = Job::new(record).map_err(unavailable)?;
+        let jobs = jobs.as_ref().ok_or_else(closed)?;
+        let written = async {
+            jobs.send(job).await.map_err(|_| closed())?;
+            answer
                 .await
-                .map_err(|_| slow())
-                .and_then(|written| written.map_err(unavailable)),
-        };
-        if written.is_ok() {
+                .map_err(|_| Unavailable::Broken {
+                    dir: dir.clone(),
+                    why: "the store panicked (see the log)".into(),
+                })?
+                .map_err(unavailable)?;
             total.fetch_add(1, Ordering::Relaxed);
-        }
+            Ok(())
+        };
+        let written = tokio::time::timeout(options.deadline, written).await.unwrap_or_else(|_| {
+            Err(Unavailable::Slow { dir: dir.clone(), waited: options.deadline })
+        });
         self.well.store(written.is_ok(), Ordering::Relaxed);
         written
     }
@@ -482,16 +484,15 @@ impl Tail {
 mod tests {
     use super::*;
     use portcullis_test_support::exchange;
-    use tokio::sync::mpsc;
 
-    use crate::{DecisionContext, store::Job};
+    use crate::DecisionContext;
 
     /// A log whose queue only the test empties.
     fn stalled(dir: &Path, deadline: Duration) -> (Audit, mpsc::Receiver<Job>) {
         let mut audit = Audit::open(dir, Duration::from_secs(60)).unwrap();
-        let (commits, queue) = CommitQueue::stalled(1);
+        let (jobs, queue) = mpsc::channel(1);
         let inner = Arc::get_mut(&mut audit.inner).unwrap();
-        inner.commits = Some(commits);
+        inner.jobs = Some(jobs);
         inner.options.deadline = deadline;
         (audit, queue)
     }
@@ -515,10 +516,9 @@ mod tests {
     async fn ended_writer_acknowledges_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (audit, mut queue) = stalled(dir.path(), Duration::from_secs(60));
-        let closed = Err(Unavailable::Closed { dir: dir.path().into() });
         let (written, _) = tokio::join!(write(&audit), async { drop(queue.recv().await) });
-        assert_eq!(written, closed, "no reply");
+        assert!(matches!(written, Err(Unavailable::Broken { .. })), "{written:?}");
         drop(queue);
-        assert_eq!(write(&audit).await, closed, "no queue");
+        assert_eq!(write(&audit).await, Err(Unavailable::Closed { dir: dir.path().into() }));
     }
 }

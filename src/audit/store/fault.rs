@@ -17,9 +17,6 @@ pub(crate) enum Fault {
     /// A system call failed.
     #[error("{0}")]
     Io(String),
-    /// The store is closed.
-    #[error("closed")]
-    Closed,
 }
 
 impl Fault {

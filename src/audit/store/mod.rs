@@ -1,8 +1,8 @@
 //! Storage of records: plain files that are the log, and an index that can be rebuilt from them.
 //!
 //! - A record is a line ([`Line`](super::line::Line)), a commit a [`frame`] of lines in the commit
-//!   file of its [`block`]. The [`writer`] commits, with one sync of the disk for all records of
-//!   the [`commit_queue`]; a thread ([`sealer`]) packs whole blocks into their [`segment`], a folder for
+//!   file of its [`block`]. One thread ([`writer`]) commits, with one sync of the disk for all
+//!   waiting records; another ([`sealer`]) packs whole blocks into their [`segment`], a folder for
 //!   each day. Retention drops a day by removing its folder.
 //! - sled 0.34 holds only the [`index`]. Its flush does not sync, some stores do not open after an
 //!   abrupt stop, and deletes do not free space: none of that affects a record, and a damaged index
@@ -13,7 +13,6 @@
 
 mod bitmap;
 mod block;
-mod commit_queue;
 mod fault;
 pub(crate) mod frame;
 mod index;
@@ -28,9 +27,6 @@ mod writer;
 mod written;
 
 pub(super) use bitmap::Bits;
-pub(super) use commit_queue::CommitQueue;
-#[cfg(test)]
-pub(super) use commit_queue::Job;
 pub(super) use fault::Fault;
 pub(super) use index_terms::{Facts, Field, decision, kind};
 pub(super) use lock::{Lock, Refused as LockRefused};
@@ -39,7 +35,7 @@ pub(super) use segments::{
     Head, Opened, Opening, SegmentInfo, SegmentSet, View, first_segment, private_dir, stamp, time,
 };
 pub(super) use view_block::Block;
-pub(super) use writer::{Draft, Settings, Writer};
+pub(super) use writer::{Job, Settings, Writer};
 pub use written::StoredRecord;
 
 /// Maximum number of records of a block: a set of its positions fits into 512 bytes.

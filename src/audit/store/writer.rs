@@ -1,13 +1,14 @@
-//! The writer. It commits records as one frame with one sync of the disk.
+//! The only thread that writes. It commits all queued records as one frame and replies to each
+//! producer, so that one sync of the disk serves all records that arrived during the sync before.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    thread::{self, JoinHandle},
 };
 
 use jiff::SignedDuration;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::{
     block::{Added, Growing},
@@ -25,21 +26,23 @@ use crate::{
     record::{Entry, Event, EventRecord, Kind, Record, RecordsLost, VERSION, encode},
 };
 
+/// Maximum number of records in one commit.
+const BATCH: usize = 512;
+/// Maximum bytes of records in one commit.
+const BATCH_BYTES: usize = 4 << 20;
 const MINUTE: u64 = 60_000_000;
 /// Number of records in a block after which the next block's commit file is prepared. Stores with
 /// few records prepare none.
 const PREPARE: u64 = 512;
 /// Free bytes of the disk beyond the reserve that this preparation requires.
 const PREPARE_FREE: u64 = 64 << 20;
-/// Free bytes of the disk beyond the reserve with which the free space is read once in
-/// [`SPACE_INTERVAL`], not before each commit: no disk is filled by this much in that time.
-const AMPLE: u64 = 1 << 30;
-const SPACE_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum bytes of records in memory that wait to be sealed.
 const UNSEALED: usize = 64 << 20;
 
 /// Settings of a writer.
 pub(crate) struct Settings {
+    /// Maximum number of queued records.
+    pub queue: usize,
     /// Bytes of the disk that stay free.
     pub reserve: u64,
     /// Period of a segment in microseconds.
@@ -51,33 +54,34 @@ pub(crate) struct Settings {
     pub clock: Clock,
 }
 
-/// A record, ready to be committed.
+/// A queued record.
 #[derive(Debug)]
-pub(crate) struct Draft {
+pub(crate) struct Job {
+    record: Record,
+    text: Vec<u8>,
+    facts: Facts,
+    reply: oneshot::Sender<Result<(), Fault>>,
+}
+
+impl Job {
+    /// Job for this record, and the receiver of its reply.
+    pub(crate) fn new(
+        mut record: Record,
+    ) -> Result<(Self, oneshot::Receiver<Result<(), Fault>>), Fault> {
+        let text = encode(&mut record).map_err(|e| Fault::Io(format!("encoding a record: {e}")))?;
+        let facts = Facts::of(&record);
+        let (reply, answer) = oneshot::channel();
+        Ok((Self { record, text, facts, reply }, answer))
+    }
+}
+
+/// A record of the current commit.
+struct Draft {
     record: Record,
     text: Vec<u8>,
     facts: Facts,
 }
 
-impl Draft {
-    /// Encodes the record.
-    pub(crate) fn new(mut record: Record) -> Result<Self, Fault> {
-        let text = encode(&mut record).map_err(|e| Fault::Io(format!("encoding a record: {e}")))?;
-        let facts = Facts::of(&record);
-        Ok(Self { record, text, facts })
-    }
-
-    pub(super) fn kind(&self) -> Kind {
-        self.record.kind()
-    }
-
-    /// Bytes of the encoded record.
-    pub(super) fn len(&self) -> usize {
-        self.text.len()
-    }
-}
-
-/// State of the writer.
 /// State of the writing thread.
 pub(crate) struct Writer {
     segment_set: Arc<SegmentSet>,
@@ -89,36 +93,24 @@ pub(crate) struct Writer {
     head: Head,
     /// Events of the store that are not recorded yet.
     pending_events: Vec<Event>,
-    /// Until when the free space of the disk counts as ample.
-    ample_until: Option<Instant>,
-    /// Smoothed duration of the syncs.
-    sync_duration: Duration,
 }
 
 impl Writer {
-    /// Opens the writer of a store, and records what the opening of the store found.
-    pub(crate) fn open(
+    /// Starts the thread. It writes all records and ends when the last sender is dropped.
+    pub(crate) fn start(
         opened: Opened,
         settings: Settings,
         tail: broadcast::Sender<Arc<StoredRecord>>,
-    ) -> Result<Self, Fault> {
+    ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>), Fault> {
         let Opened { segment_set, current, unsealed, unclosed, loss, .. } = opened;
         let head = segment_set.head();
         let last = head.tree.size().checked_sub(1).map(|seq| (seq, head.last));
         let mark = HeadFile::open(segment_set.dir(), last)?;
         let sealer = Sealer::start(segment_set.clone())?;
-        let mut writer = Self {
-            segment_set,
-            settings,
-            tail,
-            sealer,
-            mark,
-            current,
-            head,
-            pending_events: Vec::new(),
-            ample_until: None,
-            sync_duration: Duration::ZERO,
-        };
+        let (jobs, queue) = mpsc::channel(settings.queue);
+        let pending_events = Vec::new();
+        let mut writer =
+            Self { segment_set, settings, tail, sealer, mark, current, head, pending_events };
         writer.check_space()?;
         for (segment, block) in unsealed {
             writer.sealer.put(Task::Seal { segment, block })?;
@@ -128,9 +120,13 @@ impl Writer {
         }
         writer.report(loss);
         if !writer.pending_events.is_empty() {
-            writer.commit_frame(Vec::new())?;
+            writer.commit(Vec::new())?;
         }
-        Ok(writer)
+        let thread = thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || writer.run(queue))
+            .map_err(|e| Fault::Io(format!("starting the writing thread: {e}")))?;
+        Ok((jobs, thread))
     }
 
     /// Logs damage and loss that the opening of the store found, and queues a record of the loss.
@@ -159,49 +155,55 @@ impl Writer {
         }
     }
 
-    /// Commits the records, in one frame for each block that they belong to. Calls `done` with the
-    /// number of records of each frame, and the result.
-    pub(super) fn commit(
-        &mut self,
-        mut drafts: Vec<Draft>,
-        mut done: impl FnMut(usize, Result<(), Fault>),
-    ) {
-        while !drafts.is_empty() {
-            let rest = drafts.split_off(self.room().min(drafts.len()));
-            let part = std::mem::replace(&mut drafts, rest);
-            let count = part.len();
-            // A panic is a fault of these records.
-            let written = catch_unwind(AssertUnwindSafe(|| {
-                self.check_space()?;
-                self.commit_frame(part)
-            }));
-            let written = written.unwrap_or_else(|_| {
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        while let Some(first) = queue.blocking_recv() {
+            let mut bytes = first.text.len();
+            let mut jobs = vec![first];
+            while jobs.len() < BATCH
+                && bytes < BATCH_BYTES
+                && let Ok(job) = queue.try_recv()
+            {
+                bytes += job.text.len();
+                jobs.push(job);
+            }
+            // A panic is a fault of this batch: its producers see a closed reply channel.
+            let done = catch_unwind(AssertUnwindSafe(|| self.batch(jobs)));
+            if done.is_err() {
+                tracing::error!("the audit store panicked");
                 self.end_block();
-                Err(Fault::Io("the store panicked (see the log)".into()))
-            });
-            if let Err(fault) = &written {
+            }
+        }
+    }
+
+    fn batch(&mut self, jobs: Vec<Job>) {
+        let (mut replies, mut drafts) = (Vec::new(), Vec::new());
+        for Job { record, text, facts, reply } in jobs {
+            // If the producer stopped waiting, its call is not made, so its intent is skipped.
+            // Other records describe past events and are written in any case.
+            if reply.is_closed() && record.kind() == Kind::Intent {
+                continue;
+            }
+            replies.push(reply);
+            drafts.push(Draft { record, text, facts });
+        }
+        let mut answers = replies.into_iter();
+        while !drafts.is_empty() {
+            let most = self.room().min(drafts.len());
+            let part: Vec<Draft> = drafts.drain(..most).collect();
+            let count = part.len();
+            let done = self.check_space().and_then(|()| self.commit(part));
+            if let Err(fault) = &done {
                 tracing::error!(%fault, records = count, "audit records not written");
             }
-            done(count, written);
+            for reply in answers.by_ref().take(count) {
+                // The producer may have stopped waiting.
+                let _ = reply.send(done.clone());
+            }
         }
     }
 
-    /// Whether the next commit is a write and a sync that take less than this on average: no file
-    /// has to be made for it.
-    pub(super) fn is_quick(&self, limit: Duration) -> bool {
-        let ready = self.current.as_ref().is_some_and(|current| current.wal.is_some());
-        ready && self.room() > 1 && self.sync_duration < limit
-    }
-
-    fn check_space(&mut self) -> Result<(), Fault> {
-        let now = Instant::now();
-        if self.ample_until.is_some_and(|until| now < until) {
-            return Ok(());
-        }
-        let free = self.free()?;
-        self.ample_until =
-            (free > self.settings.reserve.saturating_add(AMPLE)).then(|| now + SPACE_INTERVAL);
-        if free < self.settings.reserve { Err(Fault::Full) } else { Ok(()) }
+    fn check_space(&self) -> Result<(), Fault> {
+        if self.free()? < self.settings.reserve { Err(Fault::Full) } else { Ok(()) }
     }
 
     fn free(&self) -> Result<u64, Fault> {
@@ -219,7 +221,7 @@ impl Writer {
     }
 
     /// Commits these records in one frame, after the queued events.
-    fn commit_frame(&mut self, drafts: Vec<Draft>) -> Result<(), Fault> {
+    fn commit(&mut self, drafts: Vec<Draft>) -> Result<(), Fault> {
         let recorded =
             segments::stamp((self.settings.clock)()).max(segments::stamp(self.head.recorded));
         self.prepare(recorded)?;
@@ -228,7 +230,9 @@ impl Writer {
             let mut record = Record::from(EventRecord::now(what.clone()));
             // The store itself wrote these texts: they contain no secrets.
             record.scrub_and_truncate(None);
-            all.push(Draft::new(record)?);
+            let text = encode(&mut record).map_err(|e| Fault::Io(e.to_string()))?;
+            let facts = Facts::of(&record);
+            all.push(Draft { record, text, facts });
         }
         all.extend(drafts);
         let Some(current) = &mut self.current else {
@@ -255,15 +259,12 @@ impl Writer {
         let cipher = self.segment_set.env().cipher.as_deref();
         frame::write(&mut bytes, first, &lines, Pack::Plain, cipher)
             .map_err(|e| Fault::Io(format!("framing records: {e}")))?;
-        let begun = Instant::now();
         if let Err(fault) = wal.append(&bytes) {
             // The content of the file is uncertain: acknowledged records are sealed from memory,
             // and the next commit begins another file.
             self.end_block();
-            self.ample_until = None;
             return Err(fault);
         }
-        self.sync_duration = (self.sync_duration * 7 + begun.elapsed()) / 8;
         current.growing.extend(added);
         self.mark.set(head.tree.size() - 1, head.last);
         self.segment_set.grown(&current.growing, head.clone());
@@ -280,11 +281,7 @@ impl Writer {
         let Some(current) = &self.current else { return };
         let (begin, end) = (current.growing.first, self.head.tree.size());
         let passed = before - begin < PREPARE && end - begin >= PREPARE;
-        if passed
-            && self
-                .free()
-                .is_ok_and(|free| free > self.settings.reserve.saturating_add(PREPARE_FREE))
-        {
+        if passed && self.free().is_ok_and(|free| free > self.settings.reserve + PREPARE_FREE) {
             // Commits work without it, only slower.
             let _ = self.sealer.put(Task::Prepare);
         }

@@ -154,13 +154,12 @@ async fn slow_sync_refuses_calls_and_recovers() {
         tokio::spawn(async move { caller.call().await })
     };
     rig.disk.holding().await;
-    // The first call's intent is in the commit that hangs. Those behind it are not even begun.
-    rig.refuses().await;
-    rig.disk.set(Faults::default());
-    // Its own thread may have committed it, and then it waits for the disk.
+    // This one's intent is in the commit that hangs; those behind it are not even begun.
     let (mark, came) = in_time("the first call", first).await.unwrap();
     assert_eq!(came, CallOutcome::Refusal(UNAVAILABLE.into()));
     assert!(!rig.witness.seen().contains(&mark));
+    rig.refuses().await;
+    rig.disk.set(Faults::default());
     rig.recovers().await;
     rig.check().await;
 }
