@@ -5,6 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use jiff::SignedDuration;
@@ -36,6 +37,11 @@ const MINUTE: u64 = 60_000_000;
 const PREPARE: u64 = 512;
 /// Free bytes of the disk beyond the reserve that this preparation requires.
 const PREPARE_FREE: u64 = 64 << 20;
+/// Free bytes of the disk beyond the reserve with which the free space is read once in
+/// [`SPACE_INTERVAL`], not before each commit. A disk that others fill faster is noticed that much
+/// later, or by a failed write.
+const AMPLE: u64 = 1 << 30;
+const SPACE_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum bytes of records in memory that wait to be sealed.
 const UNSEALED: usize = 64 << 20;
 
@@ -93,6 +99,8 @@ pub(crate) struct Writer {
     head: Head,
     /// Events of the store that are not recorded yet.
     pending_events: Vec<Event>,
+    /// Until when the free space of the disk counts as ample.
+    ample_until: Option<Instant>,
 }
 
 impl Writer {
@@ -109,8 +117,17 @@ impl Writer {
         let sealer = Sealer::start(segment_set.clone())?;
         let (jobs, queue) = mpsc::channel(settings.queue);
         let pending_events = Vec::new();
-        let mut writer =
-            Self { segment_set, settings, tail, sealer, mark, current, head, pending_events };
+        let mut writer = Self {
+            segment_set,
+            settings,
+            tail,
+            sealer,
+            mark,
+            current,
+            head,
+            pending_events,
+            ample_until: None,
+        };
         writer.check_space()?;
         for (segment, block) in unsealed {
             writer.sealer.put(Task::Seal { segment, block })?;
@@ -202,8 +219,15 @@ impl Writer {
         }
     }
 
-    fn check_space(&self) -> Result<(), Fault> {
-        if self.free()? < self.settings.reserve { Err(Fault::Full) } else { Ok(()) }
+    fn check_space(&mut self) -> Result<(), Fault> {
+        let now = Instant::now();
+        if self.ample_until.is_some_and(|until| now < until) {
+            return Ok(());
+        }
+        let free = self.free()?;
+        let ample = self.settings.reserve.saturating_add(AMPLE);
+        self.ample_until = (free > ample).then(|| now + SPACE_INTERVAL);
+        if free < self.settings.reserve { Err(Fault::Full) } else { Ok(()) }
     }
 
     fn free(&self) -> Result<u64, Fault> {
@@ -263,6 +287,7 @@ impl Writer {
             // The content of the file is uncertain: acknowledged records are sealed from memory,
             // and the next commit begins another file.
             self.end_block();
+            self.ample_until = None;
             return Err(fault);
         }
         current.growing.extend(added);
