@@ -1,6 +1,6 @@
 //! HTTP requests to one server: URL and headers.
 
-use std::{error::Error, sync::LazyLock, time::Duration};
+use std::{error::Error, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -9,7 +9,7 @@ use http::{
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper_rustls::{HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::{self, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -18,7 +18,7 @@ use parking_lot::RwLock;
 use rustls::ClientConfig;
 use rustls_platform_verifier::ConfigVerifierExt;
 use tokio::net::TcpStream;
-use tower::{BoxError, timeout::Timeout, util::BoxCloneSyncService};
+use tower::{BoxError, ServiceExt, timeout::Timeout, util::BoxCloneSyncService};
 use url::Url;
 
 use super::super::call_error::CallError;
@@ -32,8 +32,12 @@ const LAST_EVENT: HeaderName = HeaderName::from_static("last-event-id");
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest wait for a connection, with its TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval of TCP keep-alive probes, and time after which an unused connection is closed.
+/// Silence after which a connection is probed, interval of the probes, and their number.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+const PROBES: u32 = 3;
+/// Longest wait until the peer's system acknowledges what was sent.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// Time after which an unused connection is closed.
 const IDLE: Duration = Duration::from_secs(90);
 /// Content types of responses.
 pub(super) const JSON: &str = "application/json";
@@ -43,10 +47,6 @@ const RESERVED: usize = 1 << 20;
 
 /// Response of a server.
 pub(super) type Response = http::Response<Incoming>;
-
-/// Verifies servers by the certificates of the system. They are read once.
-static TLS: LazyLock<Result<ClientConfig, rustls::Error>> =
-    LazyLock::new(ClientConfig::with_platform_verifier);
 
 /// Connects to a server.
 type Connector = BoxCloneSyncService<Uri, MaybeHttpsStream<TokioIo<TcpStream>>, BoxError>;
@@ -74,22 +74,13 @@ impl Wire {
         let uri = uri(&url)?;
         let headers = portcullis_vault::headers(headers)
             .map_err(|illegal| unavailable(illegal.to_string()))?;
-        let tls = TLS.as_ref().map_err(|error| {
+        let connector = connector(url.scheme() == "https").map_err(|error| {
             unavailable(format!("the HTTP client could not be created: {error}"))
         })?;
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(KEEP_ALIVE));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls.clone())
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
         let client = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
-            .build(Connector::new(Timeout::new(connector, CONNECT_TIMEOUT)));
+            .build(connector);
         let (session, revision) = (RwLock::default(), RwLock::default());
         Ok(Self { client, url, uri, headers, session, revision })
     }
@@ -165,6 +156,28 @@ impl Wire {
     }
 }
 
+/// Connects to servers. With TLS, they are verified by the certificates of the system at this time.
+fn connector(uses_tls: bool) -> Result<Connector, rustls::Error> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(!uses_tls);
+    tcp.set_nodelay(true);
+    // Of several addresses, each gets its share of this time.
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.set_keepalive(Some(KEEP_ALIVE));
+    tcp.set_keepalive_interval(Some(KEEP_ALIVE));
+    tcp.set_keepalive_retries(Some(PROBES));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    if !uses_tls {
+        return Ok(Connector::new(Timeout::new(
+            tcp.map_response(MaybeHttpsStream::Http),
+            CONNECT_TIMEOUT,
+        )));
+    }
+    let mut tls = ClientConfig::with_platform_verifier()?;
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Connector::new(Timeout::new(HttpsConnector::from((tcp, tls)), CONNECT_TIMEOUT)))
+}
+
 /// A URL in the form that requests need.
 pub(super) fn uri(url: &Url) -> Result<Uri, CallError> {
     Uri::try_from(url.as_str())
@@ -182,13 +195,15 @@ pub(super) async fn body(response: Response, most: usize) -> Result<Bytes, CallE
     let mut body = response.into_body();
     let Some(first) = next_chunk(&mut body).await.transpose()? else { return Ok(Bytes::new()) };
     let too_large = || CallError::Misbehaved(format!("its answer has more than {most} bytes"));
-    if first.len() > most {
+    // The header's length, if there is one, without what was read.
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if first.len().saturating_add(announced) > most {
         return Err(too_large());
     }
     if body.is_end_stream() {
         return Ok(first);
     }
-    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX).min(RESERVED);
+    let announced = announced.min(RESERVED);
     let mut text = BytesMut::with_capacity(first.len() + announced);
     text.extend_from_slice(&first);
     while let Some(chunk) = next_chunk(&mut body).await.transpose()? {
