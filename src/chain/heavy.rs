@@ -54,7 +54,8 @@ impl Weight {
         Self::of_bytes(text.as_ref())
     }
 
-    // Not generic, so that it is compiled once, with this crate's optimization.
+    // Not generic, so that it is compiled with this crate's optimization.
+    #[inline(never)]
     fn of_bytes(text: &[u8]) -> Self {
         if text.len() > LARGE_BYTES {
             return Self(text.len());
@@ -258,6 +259,9 @@ mod tests {
         assert!(Weight::of(&nested).is_large());
         assert!(!Weight::of(&"a".repeat(LARGE_BYTES)).is_large());
         assert!(Weight::of(&"a".repeat(LARGE_BYTES + 1)).is_large());
+        for marks in [254, 255, 256, 510, 511] {
+            assert_eq!(Weight::of(&",".repeat(marks)), Weight(marks * VALUE_BYTES), "{marks}");
+        }
     }
 
     fn client(name: &str) -> Party {

@@ -11,7 +11,7 @@ use smol_str::SmolStr;
 
 use super::{
     Claimed, ConnectedPrincipal, Decision, Era, Event, Omission, PolicyInput, Rule, Transport,
-    limits::{DETAIL, LABEL, NAME, URI, WORDS, bare_uri, bound, clip},
+    limits::{DETAIL, ESCAPE, LABEL, NAME, URI, WORDS, bare_uri, bound, clip},
     shape,
     v1::{
         AnswerKind, Call, DecisionBasis, Direction, EventRecord, Finding, Intent, KeptBody,
@@ -398,9 +398,9 @@ fn timing(exchange: &Exchange, ruling: DecisionContext<'_>, server: Option<Durat
     }
 }
 
-/// Name of a stage, truncated. Most are short.
+/// Name of a stage, truncated. Most are short, and copied without an allocation.
 fn clip_name(name: &SmolStr) -> SmolStr {
-    if name.is_heap_allocated() { clip(name, NAME).into() } else { name.clone() }
+    if name.len() * ESCAPE <= NAME { name.clone() } else { clip(name, NAME).into() }
 }
 
 fn transport(transport: exchange::Transport) -> Transport {

@@ -12,7 +12,7 @@ pub(super) const WORDS: usize = 512;
 pub(super) const DETAIL: usize = 1024;
 pub(super) const LABEL: usize = 64;
 /// Maximum bytes of one byte of a text as JSON: those of `\u001b`.
-const ESCAPE: usize = 6;
+pub(super) const ESCAPE: usize = 6;
 /// Bytes kept beyond a text's limit until secrets are removed: the maximum length of a secret of
 /// the vault, so that no truncation keeps the first part of one.
 const MARGIN: usize = 64 << 10;

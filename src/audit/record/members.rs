@@ -264,4 +264,21 @@ mod tests {
             assert_eq!(written, members, "the test has every member");
         }
     }
+
+    #[test]
+    fn absent_members_are_omitted_as_serde_omits_them() {
+        const REQUIRED: [&str; 8] =
+            ["record", "id", "at", "transport", "direction", "decision", "request", "total_us"];
+        for (kind, more) in [("intent", ""), ("outcome", ""), ("refused", "refusal")] {
+            let mut members = complete(kind);
+            members
+                .as_object_mut()
+                .unwrap()
+                .retain(|key, _| REQUIRED.contains(&key.as_str()) || key == more);
+            let record: Record = serde_json::from_value(members.clone()).unwrap();
+            let mut text = Vec::new();
+            write(&mut text, &record).unwrap();
+            assert_eq!(String::from_utf8(text).unwrap(), serde_json::to_string(&record).unwrap());
+        }
+    }
 }
