@@ -11,7 +11,8 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::task::{AbortOnDropHandle, task_tracker::TaskTrackerToken};
 
 use portcullis_upstream::{
-    Call, CallError, Deadline, Instance, InstanceKey, Reply, Running, Server, ServerMessage,
+    Call, CallError, Deadline, Instance, InstanceKey, Reply, Running, SendCheck, Server,
+    ServerMessage,
 };
 
 /// Messages of a server that may wait for its client.
@@ -74,6 +75,7 @@ pub(crate) struct UpstreamCall {
     settled: Option<Result<Reply, CallError>>,
     spawned: bool,
     clock: Deadline,
+    check: Option<SendCheck>,
     /// Delays the end of a server that is replaced in the config.
     _counted: TaskTrackerToken,
 }
@@ -81,6 +83,9 @@ pub(crate) struct UpstreamCall {
 /// The next event of a call.
 pub(crate) enum CallEvent {
     FromServer(ServerMessage),
+    /// The call waited, and the decision on it no longer holds. It is sent after
+    /// [`renew`](UpstreamCall::renew).
+    Outdated,
     Over(Result<Reply, CallError>),
 }
 
@@ -100,7 +105,7 @@ impl UpstreamCall {
             Entry { all: all.clone(), key, call: sender.clone() }
         });
         call.messages = Some(sender);
-        let clock = call.clock.clone();
+        let (clock, check) = (call.clock.clone(), call.send_check.clone());
         let reply = async move {
             // Dropped here, so that no sender is left after the response.
             let _entry = entry;
@@ -110,7 +115,7 @@ impl UpstreamCall {
         let reply = AssertUnwindSafe(reply).catch_unwind();
         let reply = reply.map(|ended| ended.unwrap_or_else(|_| Err(ended_early()))).boxed();
         let counted = server.counted();
-        Self { from_server, reply, settled: None, spawned: false, clock, _counted: counted }
+        Self { from_server, reply, settled: None, spawned: false, clock, check, _counted: counted }
     }
 
     /// Moves the call to a task of its own, so that it advances while its client's messages are
@@ -134,6 +139,7 @@ impl UpstreamCall {
                 Some(from_server) = self.from_server.recv() => {
                     return CallEvent::FromServer(from_server);
                 }
+                () = outdated(self.check.as_ref()) => return CallEvent::Outdated,
                 reply = &mut self.reply => reply,
             },
         };
@@ -147,9 +153,24 @@ impl UpstreamCall {
         }
     }
 
+    /// Continues an outdated call under a renewed decision.
+    pub fn renew(&mut self, check: SendCheck) {
+        if let Some(outdated) = self.check.replace(check.clone()) {
+            outdated.renew(check);
+        }
+    }
+
     /// The call's deadline.
     pub fn clock(&self) -> &Deadline {
         &self.clock
+    }
+}
+
+/// Waits until the decision on a call must be renewed.
+async fn outdated(check: Option<&SendCheck>) {
+    match check {
+        Some(check) => check.outdated().await,
+        None => pending().await,
     }
 }
 

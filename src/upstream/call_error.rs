@@ -30,9 +30,6 @@ pub enum CallError {
     /// The start could not be recorded in the audit log, so the server was not started.
     #[error("the audit log cannot record its start: {0}")]
     Unrecorded(String),
-    /// The decision on the call no longer holds, so the call was not sent.
-    #[error("policies, clients or servers kept changing while it waited")]
-    Outdated,
     /// The server may not start or run: policies do not permit it, or the config has another
     /// entry under its name.
     #[error("{0}")]
@@ -62,10 +59,6 @@ impl CallError {
             Self::Forbidden(refusal) => return refusal.as_ref().clone(),
             Self::Unavailable(_) | Self::Forgotten => {
                 (Code::ServerUnavailable, format!("server `{server}` is not available"))
-            }
-            Self::Outdated => {
-                let words = "the decision on the call changed while it waited: call again";
-                (Code::PolicyDenied, words.to_owned())
             }
             Self::Pulling(_) => (
                 Code::ServerUnavailable,

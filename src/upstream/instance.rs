@@ -184,9 +184,12 @@ impl Instance {
     /// the handshake again and repeats the call.
     ///
     /// # Errors
-    /// A [`CallError`] if no response came: [`CallError::Outdated`] if the call was not sent, because
-    /// the decision on it no longer held.
-    pub async fn call(self: &Arc<Self>, running: &Running, call: Call) -> Result<Reply, CallError> {
+    /// A [`CallError`] if no response came.
+    pub async fn call(
+        self: &Arc<Self>,
+        running: &Running,
+        mut call: Call,
+    ) -> Result<Reply, CallError> {
         let queued = self.calls.admit(call.client.as_ref());
         let _permit = call.clock.bound(queued).await?;
         let breaker = &self.lifecycle.breaker;
@@ -201,8 +204,8 @@ impl Instance {
         if let Some(newer) = &newer {
             (running, counted) = (newer, newer.calls.token());
         }
-        // Last, since everything before may wait.
-        call.ensure_decided()?;
+        // Last, since everything before may wait. It keeps its permit meanwhile.
+        call.ensure_decided().await?;
         let again = running.process.is_none().then(|| call.clone());
         let asks = call.clock.clone();
         let reply = running.unless_revoked(running.link.call(call));
@@ -236,7 +239,7 @@ impl Instance {
     async fn retry_call(
         self: &Arc<Self>,
         revision: Revision,
-        call: Call,
+        mut call: Call,
     ) -> Result<Reply, CallError> {
         let clock = call.clock.clone();
         let running = clock.bound(self.running()).await?;
@@ -244,7 +247,7 @@ impl Instance {
         if running.handshake.revision != revision {
             return Err(CallError::Forgotten);
         }
-        call.ensure_decided()?;
+        call.ensure_decided().await?;
         running.unless_revoked(running.link.call(call)).await
     }
 

@@ -221,7 +221,6 @@ impl ServerShared {
             }
             failure @ (CallError::Timeout(_)
             | CallError::Overloaded { .. }
-            | CallError::Outdated
             | CallError::Forbidden(_)
             | CallError::NoSecret { .. }
             | CallError::Pulling(_)) => failure,

@@ -1,11 +1,15 @@
 //! Transport to a server: requests and their responses.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{call_error::CallError, deadline::Deadline, instance_key::InstanceKey};
 use portcullis_protocol::{
@@ -41,13 +45,47 @@ pub struct Call {
     pub send_check: Option<SendCheck>,
 }
 
-/// Check directly before a request is sent: whether the decision on it still holds.
+/// Check directly before a request is sent: whether the decision on it still holds. A request whose
+/// decision does not hold keeps its turn and waits for a renewed decision.
 #[derive(Clone)]
-pub struct SendCheck(Arc<dyn Fn() -> bool + Send + Sync>);
+pub struct SendCheck(Arc<DecisionCheck<dyn Fn() -> bool + Send + Sync>>);
+
+struct DecisionCheck<F: ?Sized> {
+    /// Notified when the request waits for a renewed decision.
+    outdated: Notify,
+    /// The check of the renewed decision, and its notification.
+    next: OnceLock<SendCheck>,
+    renewed: Notify,
+    holds: F,
+}
 
 impl SendCheck {
     pub fn new(holds: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self(Arc::new(holds))
+        let (outdated, renewed) = (Notify::new(), Notify::new());
+        Self(Arc::new(DecisionCheck { outdated, next: OnceLock::new(), renewed, holds }))
+    }
+
+    /// Waits until the request waits for a renewed decision. Cancel safe.
+    pub async fn outdated(&self) {
+        self.0.outdated.notified().await;
+    }
+
+    /// Sends the request under a renewed decision, if this check of it holds.
+    pub fn renew(&self, check: Self) {
+        // Only the first one counts.
+        let _ = self.0.next.set(check);
+        self.0.renewed.notify_one();
+    }
+
+    /// Requests a renewed decision. Returns its check.
+    async fn renewed(&self) -> Self {
+        self.0.outdated.notify_one();
+        loop {
+            match self.0.next.get() {
+                Some(next) => return next.clone(),
+                None => self.0.renewed.notified().await,
+            }
+        }
     }
 }
 
@@ -73,15 +111,16 @@ impl Call {
         }
     }
 
-    /// Checks that the decision on the request still holds.
+    /// Waits until the decision on the request holds: if it does not, until it is renewed.
     ///
     /// # Errors
-    /// [`CallError::Outdated`] if it does not.
-    pub(super) fn ensure_decided(&self) -> Result<(), CallError> {
-        match &self.send_check {
-            Some(SendCheck(holds)) if !holds() => Err(CallError::Outdated),
-            _ => Ok(()),
+    /// [`CallError::Timeout`] after the deadline of the request.
+    pub(super) async fn ensure_decided(&mut self) -> Result<(), CallError> {
+        while let Some(check) = self.send_check.as_ref().filter(|check| !(check.0.holds)()) {
+            let renewed = self.clock.bound(async { Ok(check.renewed().await) }).await?;
+            self.send_check = Some(renewed);
         }
+        Ok(())
     }
 
     /// The text to send, and the client's ids in it. Ids and tokens of many clients share one
@@ -286,7 +325,31 @@ pub(super) fn subscription(params: Option<&Bytes>) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn outdated_request_waits_for_a_decision_until_its_deadline() {
+        let check = |holds| SendCheck::new(move || holds);
+        let call = |check, limit| {
+            let send_check = Some(check);
+            Call { send_check, ..Call::own("tools/call", None, limit) }
+        };
+        // A renewed decision can be outdated, too.
+        let (first, second) = (check(false), check(false));
+        let mut request = call(first.clone(), Duration::MAX);
+        let mut waiting = Box::pin(request.ensure_decided());
+        for (outdated, next) in [(&first, &second), (&second, &check(true))] {
+            assert!((&mut waiting).now_or_never().is_none());
+            outdated.outdated().now_or_never().unwrap();
+            outdated.renew(next.clone());
+        }
+        waiting.now_or_never().unwrap().unwrap();
+
+        let late = call(check(false), Duration::ZERO).ensure_decided().await;
+        assert_eq!(late, Err(CallError::Timeout(Duration::ZERO)));
+    }
 
     #[test]
     fn progress_tokens_are_replaced_and_restored() {

@@ -1,5 +1,6 @@
-//! Generated requests to servers that others wrote, directly and through the proxy: the answers are
-//! equal, except for the kinds of difference that docs/reference/conformance.md lists.
+//! Generated requests to servers that others wrote, directly and through the proxy, at the server's
+//! own path and at `/mcp`: the answers are equal, except for the kinds of difference that
+//! docs/reference/conformance.md lists.
 //!
 //! The requests are made of the server's own lists: calls with arguments by the tool's schema and
 //! against it, prompts, resources, completions, lists, and names and methods that do not exist.
@@ -328,7 +329,7 @@ fn kind(direct: &Answer, through: &Answer) -> Option<&'static str> {
         false => Some(also),
     };
     match through.refusal() {
-        Some("unknown-target") => refused("unknown name", "completion for an unknown prompt"),
+        Some("unknown-target") => refused("unknown name", "completion for an unknown name"),
         Some("header-mismatch") if direct.fails() => Some("mismatched header"),
         Some("arguments-invalid") => refused("invalid arguments", "arguments against the schema"),
         Some("invalid-params") => refused("invalid parameters", "parameters that are ignored"),
@@ -358,51 +359,63 @@ fn kind(direct: &Answer, through: &Answer) -> Option<&'static str> {
     }
 }
 
-/// Result of a run.
+/// Paths of the proxy, as the page names them, and as they are requested.
+const PATHS: [(&str, &str); 2] = [("`/servers/NAME/mcp`", crate::OWN), ("`/mcp`", crate::MERGED)];
+
+/// Result of a run at one path.
+#[derive(Default)]
 struct Run {
     row: String,
+    equal: usize,
     kinds: BTreeMap<&'static str, usize>,
     unlisted: Vec<String>,
 }
 
-async fn run(foreign: &Foreign, revision: &'static str, seed: u64) -> Run {
+async fn run(foreign: &Foreign, revision: &'static str, seed: u64) -> [Run; 2] {
     // What the requests to one side change in a server, the other must not see.
     let (direct, behind) = tokio::join!(foreign.start(), foreign.start());
-    let gate = Setup::new(&format!("[servers.everything]\nurl = \"{}\"", behind.url)).start().await;
+    let config = format!("[servers.everything]\nprefix = \"\"\nurl = \"{}\"", behind.url);
+    let gate = Setup::new(&config).start().await;
     let modern = revision == MODERN;
     let agent = async |url: &str| match modern {
         true => Agent::modern(url, None),
         false => Agent::legacy_without_abilities(url, None).await,
     };
-    let (direct, through) = (agent(&direct.url).await, agent(&gate.url(crate::OWN)).await);
+    let direct = agent(&direct.url).await;
+    let [(_, own), (_, merged)] = PATHS;
+    let through = [agent(&gate.url(own)).await, agent(&gate.url(merged)).await];
     let offers = Offers::of(&direct).await;
     assert!(!offers.tools.is_empty() && !offers.prompts.is_empty(), "{}", foreign.name());
     let mut random = Random(seed);
-    let (mut equal, mut kinds, mut unlisted) = (0, BTreeMap::new(), Vec::new());
+    let mut runs = [Run::default(), Run::default()];
     for _ in 0..REQUESTS {
         let (method, params) = offers.request(&mut random, modern);
-        let direct = Answer::of(&direct, &method, &params);
-        let (direct, through) = tokio::join!(direct, Answer::of(&through, &method, &params));
-        if direct == through {
-            equal += 1;
-        } else if let Some(kind) = kind(&direct, &through) {
-            *kinds.entry(kind).or_default() += 1;
-        } else {
-            unlisted.push(format!("{method} {params}\n  {direct:?}\n  {through:?}"));
+        let answer = |agent| Answer::of(agent, &method, &params);
+        let [own, merged] = &through;
+        let (direct, own, merged) = tokio::join!(answer(&direct), answer(own), answer(merged));
+        for ((run, through), (path, _)) in runs.iter_mut().zip([own, merged]).zip(PATHS) {
+            if direct == through {
+                run.equal += 1;
+            } else if let Some(kind) = kind(&direct, &through) {
+                *run.kinds.entry(kind).or_default() += 1;
+            } else {
+                run.unlisted.push(format!("{path} {method} {params}\n  {direct:?}\n  {through:?}"));
+            }
         }
     }
     gate.stop().await;
-    let names: Vec<_> = kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
-    let row = format!(
-        "| {} | {revision} | {equal} of {REQUESTS} | {} |",
-        foreign.name(),
-        names.join(", ")
-    );
-    Run { row, kinds, unlisted }
+    for (run, (path, _)) in runs.iter_mut().zip(PATHS) {
+        let kinds: Vec<_> =
+            run.kinds.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        let (name, kinds, equal) = (foreign.name(), kinds.join(", "), run.equal);
+        run.row = format!("| {name} | {revision} | {path} | {equal} of {REQUESTS} | {kinds} |");
+    }
+    runs
 }
 
 /// Head of the page's table of runs.
-const HEAD: &str = "| server | revision | equal answers | differences |\n|---|---|---|---|\n";
+const HEAD: &str =
+    "| server | revision | path | equal answers | differences |\n|---|---|---|---|---|\n";
 /// Head of the page's table of kinds.
 const KINDS: &str = "| difference | directly | through the proxy | reason |\n|---|---|---|---|\n";
 
@@ -425,7 +438,7 @@ async fn answers_of_foreign_servers_are_equal_through_the_proxy() {
         run(&FASTMCP, MODERN, seed),
         run(&MCP, MODERN, seed),
     );
-    let runs = [one, two, three, four];
+    let runs: Vec<_> = [one, two, three, four].into_iter().flatten().collect();
     let unlisted: Vec<_> = runs.iter().flat_map(|run| &run.unlisted).collect();
     let shown: Vec<_> = unlisted.iter().take(SHOWN).map(|text| text.as_str()).collect();
     assert!(unlisted.is_empty(), "{} unlisted:\n{}", unlisted.len(), shown.join("\n"));

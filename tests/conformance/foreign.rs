@@ -249,7 +249,8 @@ fn numbers_hold(server: &str, revision: &str, numbers: &[(usize, usize); 3]) -> 
         return Ok(());
     }
     let page = std::fs::read_to_string(root().join(PAGE)).unwrap();
-    let row = page.lines().find(is_row);
+    let (_, table) = page.split_once(HEAD).unwrap();
+    let row = table.lines().take_while(|line| line.starts_with('|')).find(is_row);
     let row = row.filter(|row| cells(row)[0] == server);
     let row = row.ok_or_else(|| format!("{PAGE} has no row of {server}, {revision}\n"))?;
     for ((cell, (passed, failed)), column) in cells(row)[2..].iter().zip(numbers).zip(COLUMNS) {

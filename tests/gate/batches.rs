@@ -87,6 +87,27 @@ async fn each_message_of_a_batch_is_decided_separately() {
     gate.stop().await;
 }
 
+/// Invalid messages in one batch.
+const REFUSED: usize = 20;
+
+#[tokio::test]
+async fn no_message_of_a_batch_starts_before_its_refusals_are_recorded() {
+    let gate = Setup::crooked("").start().await;
+    let session = session(&gate, "2025-03-26").await;
+    // The server runs already, so that a call starts at once.
+    answers(&post(&gate, &session, &json!([call(1, "reflect", json!({}))])).await);
+    let mut batch = vec![call(1, "echo", json!({ "text": "x" }))];
+    batch.extend((0..REFUSED).map(Value::from));
+    assert_eq!(answers(&post(&gate, &session, &batch.into()).await).len(), REFUSED + 1);
+    let records = gate.records(&[]).await;
+    let seq = |record: &Value| record["seq"].as_u64().unwrap();
+    let refused: Vec<_> = records.iter().filter(|one| one["decision"] == "refused").collect();
+    assert!(refused.len() >= 3, "{records:#?}");
+    let begun = records.iter().filter(|one| one["target"]["tool"] == "echo").map(seq).min();
+    assert!(refused.into_iter().map(seq).max() < begun, "{records:#?}");
+    gate.stop().await;
+}
+
 #[tokio::test]
 async fn batch_of_notifications_is_accepted() {
     let gate = Setup::crooked("").start().await;

@@ -189,8 +189,9 @@ async fn missing_resource_has_the_error_code_of_the_clients_era() {
         let code = if is_unclear { -32602 } else { -32002 };
         assert_eq!(error["code"], code, "{server}: {error:#}");
         let modern = Agent::modern(&url, None);
-        let error = modern.ask("resources/read", params).await.unwrap_err();
-        assert_eq!(error["code"], -32602, "{server}: {error:#}");
+        let answered = modern.send(modern.request("resources/read", params)).await;
+        let error = &answered.messages[0]["error"];
+        assert_eq!((answered.status, &error["code"]), (400, &json!(-32602)), "{server}: {error:#}");
     }
     gate.stop().await;
 }

@@ -6,7 +6,7 @@ use crate::support::{
     PERMIT_ALL,
     agent::Agent,
     gate::{Gate, Setup},
-    marked, remote, until,
+    marked, peers, remote, until,
 };
 
 /// What `portcullis server stats` tells of the one server.
@@ -138,6 +138,21 @@ async fn sharing_setting_separates_clients_and_sessions() {
         assert_eq!(clients(&gate).await, expected, "{sharing}");
         gate.stop().await;
     }
+}
+
+/// A connection to a remote server is an instance too.
+#[tokio::test]
+async fn sessions_without_capabilities_share_the_instance_of_a_remote_server() {
+    let url = peers::polled().await;
+    let gate = Setup::new(&format!("[servers.remote]\nurl = \"{url}\"")).start().await;
+    let echoed = async |agent: Agent| assert_eq!(agent.text("remote__echo", echo()).await, "x");
+    for _ in 0..2 {
+        echoed(Agent::legacy_without_abilities(&gate.url("/mcp"), None).await).await;
+    }
+    assert_eq!(clients(&gate).await, [""]);
+    echoed(gate.legacy().await).await;
+    assert_eq!(clients(&gate).await, ["", "anonymous"]);
+    gate.stop().await;
 }
 
 /// A modern server could serve all clients with one process, and gets one for each.

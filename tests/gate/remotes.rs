@@ -34,6 +34,22 @@ async fn http_sse_server_is_detected_and_reconnected() {
 }
 
 #[tokio::test]
+async fn notification_in_one_chunk_with_its_response_is_delivered() {
+    let url = peers::together().await;
+    let gate = Setup::new(&format!("[servers.peer]\nurl = \"{url}\"")).start().await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        let params = json!({ "name": "peer__echo", "arguments": { "text": "x" } });
+        let mut request = agent.request("tools/call", params);
+        request["params"]["_meta"]["progressToken"] = "mine".into();
+        let messages = agent.send(request).await.messages;
+        let [notice, response] = messages.as_slice() else { panic!("{messages:#?}") };
+        assert_eq!(notice["params"], json!({ "progressToken": "mine", "progress": 1 }));
+        assert_eq!(response["result"]["content"][0]["text"], "x");
+    }
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn interrupted_streams_and_lost_sessions_recover() {
     let url = peers::polled().await;
     let gate = Setup::new(&format!("[servers.polled]\nurl = \"{url}\"")).start().await;

@@ -115,6 +115,55 @@ async fn only_cancellation_ends_a_call_of_a_session() {
 }
 
 #[tokio::test]
+async fn client_that_leaves_before_a_stream_begins_cancels_only_without_a_session() {
+    let gate = Setup::holding("call-timeout-s = 3600").start().await;
+    gate.hold("tools/call");
+    let session = Legacy::new(&gate, None, "2025-11-25").await.session;
+    // Clients that accept no stream never get one.
+    let post = |headers: &[(&'static str, &str)], body: String| {
+        let mut headers: Vec<_> =
+            headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        headers.push(("content-type", "application/json".into()));
+        headers.push(("accept", "application/json".into()));
+        let addr = gate.addr;
+        tokio::spawn(async move {
+            let headers: Vec<_> =
+                headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            wire::post(addr, "/mcp", &headers, body.as_bytes()).await
+        })
+    };
+    let of_session = post(&[("mcp-session-id", &session)], call(1, "echo", json!({ "text": "x" })));
+    let params = json!({ "name": "crooked__slow", "arguments": {} });
+    let body = gate.modern().request("tools/call", params).to_string();
+    let without = post(
+        &[
+            ("mcp-protocol-version", MODERN),
+            ("mcp-method", "tools/call"),
+            ("mcp-name", "crooked__slow"),
+        ],
+        body,
+    );
+    let ends = async |tool: &str| {
+        let records = gate.records(&["--tool", tool]).await;
+        let ends: Vec<_> = records.iter().filter(|one| one["record"] == "outcome").collect();
+        let ends = ends.iter().map(|end| end["decision"].as_str().unwrap().to_owned());
+        (records.len(), ends.collect::<Vec<_>>())
+    };
+    until("both intents", async || {
+        (ends("echo").await.0 + ends("slow").await.0 == 2).then_some(())
+    })
+    .await;
+    of_session.abort();
+    assert!(of_session.await.unwrap_err().is_cancelled());
+    without.abort();
+    until("the cancellation", async || (ends("slow").await.1 == ["cancelled"]).then_some(())).await;
+    assert_eq!(ends("echo").await.1, [""; 0]);
+    gate.let_go("tools/call");
+    until("the outcome", async || (ends("echo").await.1 == ["allowed"]).then_some(())).await;
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn cancelled_request_gets_a_valid_response() {
     let gate = Setup::crooked("call-timeout-s = 3600").start().await;
     let client = Legacy::new(&gate, None, "2025-06-18").await;

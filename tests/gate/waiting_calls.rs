@@ -1,5 +1,5 @@
-//! Calls that wait in the queue of an instance after their decision. A change of policies, clients or
-//! servers meanwhile applies to them.
+//! Calls that wait in the queue of an instance after their decision, and subscriptions that wait for
+//! the start of one. A change of policies, clients or servers meanwhile applies to them.
 
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -24,48 +24,67 @@ fn call(agent: Agent, tool: &str, arguments: Value) -> Answer {
 
 /// The records of calls of a tool, oldest first.
 async fn records_of(gate: &Gate, tool: &str) -> Vec<Value> {
-    let mut records = gate.records(&["--tool", tool]).await;
+    in_order(gate.records(&["--tool", tool]).await)
+}
+
+fn in_order(mut records: Vec<Value>) -> Vec<Value> {
     records.sort_by_key(|record| record["seq"].as_u64());
     records
 }
 
-async fn on_record(gate: &Gate, tool: &str) {
-    until("the intent of a call", async || {
-        (!records_of(gate, tool).await.is_empty()).then_some(())
+/// The kind of each record, and the policies that it names.
+fn decisions(records: &[Value]) -> Vec<(&str, Vec<&str>)> {
+    let decided = records.iter().map(|record| {
+        let rules = record["rules"].as_array().unwrap().iter();
+        let rules = rules.map(|rule| rule["id"].as_str().unwrap());
+        (record["record"].as_str().unwrap(), rules.collect())
+    });
+    decided.collect()
+}
+
+async fn on_record(gate: &Gate, tool: &str, intents: usize) {
+    until("the intents of calls", async || {
+        (records_of(gate, tool).await.len() == intents).then_some(())
     })
     .await;
 }
 
-/// A call in the queue, behind a call that never ends.
+/// A call in the queue, behind calls that never end.
 struct Queued {
     gate: Gate,
-    in_flight: Answer,
+    in_flight: Vec<Answer>,
     waiting: Answer,
 }
 
 impl Queued {
     async fn start() -> Self {
-        let written = Setup::crooked("call-timeout-s = 3600\nconcurrent = 1").keyed().write();
+        Self::behind(1).await
+    }
+
+    async fn behind(calls: usize) -> Self {
+        let settings = format!("call-timeout-s = 3600\nconcurrent = {calls}");
+        let written = Setup::crooked(&settings).keyed().write();
         let other = written.add_client("other", &[]).await;
         let waiter = written.add_client("waiter", &["writers"]).await;
         let gate = written.start().await;
         let agent = |key: &str| Agent::modern(&gate.url("/mcp"), Some(key));
-        let in_flight = call(agent(&other), "hang", json!({}));
-        on_record(&gate, "hang").await;
+        let in_flight = (0..calls).map(|_| call(agent(&other), "hang", json!({}))).collect();
+        on_record(&gate, "hang", calls).await;
         let waiting = call(agent(&waiter), TOOL, json!({ "text": REACHED }));
-        on_record(&gate, TOOL).await;
+        on_record(&gate, TOOL, 1).await;
         Self { gate, in_flight, waiting }
     }
 
     async fn policies(&mut self, text: &str) {
-        std::fs::write(self.gate.path("policies/gate.cedar"), text).unwrap();
-        self.gate.logged("the new policies", |line| line.contains("policies reloaded")).await;
+        put_policies(&mut self.gate, text).await;
     }
 
     /// Makes room for the waiting call, and waits for its end.
     async fn released(self) -> (Gate, Result<Value, Value>) {
-        self.in_flight.abort();
-        (self.gate, in_time("the waiting call", self.waiting).await.unwrap())
+        self.in_flight[0].abort();
+        let answer = in_time("the waiting call", self.waiting).await.unwrap();
+        self.in_flight.iter().for_each(JoinHandle::abort);
+        (self.gate, answer)
     }
 
     /// As [`Self::released`]. Asserts that the call is refused and did not reach the server.
@@ -76,6 +95,11 @@ impl Queued {
         assert_unsent(&gate, code).await;
         gate
     }
+}
+
+async fn put_policies(gate: &mut Gate, text: &str) {
+    std::fs::write(gate.path("policies/gate.cedar"), text).unwrap();
+    gate.logged("the new policies", |line| line.contains("policies reloaded")).await;
 }
 
 async fn assert_unsent(gate: &Gate, code: &str) {
@@ -104,22 +128,83 @@ async fn queued_call_is_refused_if_new_policies_forbid_it() {
 #[tokio::test]
 async fn queued_call_that_new_policies_permit_is_recorded_again_and_sent() {
     let mut queued = Queued::start().await;
-    // The same policy at another line, and one more.
-    let also = "@id(\"also\") permit (principal, action, resource);";
-    queued.policies(&format!("{also}\n\n{PERMIT_ALL}")).await;
+    queued.policies("@id(\"other\") permit (principal, action, resource);").await;
     let (gate, answer) = queued.released().await;
     answer.unwrap();
     let log = gate.cli(&["server", "logs", "crooked"]).await;
     assert!(log.stdout.contains(REACHED), "{log:#?}");
     let records = records_of(&gate, TOOL).await;
-    let kinds: Vec<_> = records.iter().map(|one| one["record"].as_str().unwrap()).collect();
-    assert_eq!(kinds, ["intent", "intent", "outcome"], "{records:#?}");
+    // Each record names the policies of its own decision.
+    let expected = [("intent", vec!["all"]), ("intent", vec!["other"]), ("outcome", vec!["other"])];
+    assert_eq!(decisions(&records), expected, "{records:#?}");
     assert!(records.iter().all(|one| one["id"] == records[0]["id"]), "{records:#?}");
     let [first, again, outcome] = [0, 1, 2].map(|at| &records[at]["policy_revision"]);
     assert!(first != again && again == outcome, "{records:#?}");
-    let rules = records[1]["rules"].to_string();
-    assert!(rules.contains("\"also\"") && rules.contains("\"all\""), "{rules}");
     gate.stop().await;
+}
+
+#[tokio::test]
+async fn queued_call_that_is_decided_again_keeps_its_turn() {
+    let mut queued = Queued::start().await;
+    queued.policies(&format!("\n{PERMIT_ALL}")).await;
+    let url = queued.gate.url("/mcp");
+    let key = queued.gate.add_client("late", &[]).await;
+    queued.gate.logged("the new client", |line| line.contains("clients reloaded")).await;
+    let late = call(Agent::modern(&url, Some(&key)), TOOL, json!({ "text": "the later call" }));
+    on_record(&queued.gate, TOOL, 2).await;
+    let (gate, answer) = queued.released().await;
+    answer.unwrap();
+    in_time("the later call", late).await.unwrap().unwrap();
+    let log = gate.cli(&["server", "logs", "crooked"]).await.stdout;
+    let (first, second) = (log.find(REACHED).unwrap(), log.find("the later call").unwrap());
+    assert!(first < second, "{log}");
+    gate.stop().await;
+}
+
+#[tokio::test]
+async fn queued_call_is_refused_if_an_operator_stopped_its_server() {
+    // The other call in flight keeps the process running.
+    let queued = Queued::behind(2).await;
+    queued.gate.cli(&["server", "stop", "crooked", "--format", "json"]).await.expect(0);
+    queued.refused("server-unavailable").await.stop().await;
+}
+
+#[tokio::test]
+async fn subscription_that_awaited_a_start_is_decided_again() {
+    let forbid = "@id(\"stop\") forbid (principal, \
+                  action == Portcullis::Action::\"subscribe_resource\", resource);";
+    let other = "@id(\"other\") permit (principal, action, resource);";
+    for (new, permitted) in [(format!("{PERMIT_ALL}\n{forbid}"), false), (other.into(), true)] {
+        let mut gate = Setup::holding("").start().await;
+        let own = gate.url("/servers/crooked/mcp");
+        // The server may send it requests, so it gets an instance of its own, which is not started.
+        let client = Agent::legacy(&own, None).await.unwrap();
+        gate.hold("initialize");
+        let subscribed = tokio::spawn(async move {
+            client.ask("resources/subscribe", json!({ "uri": "crooked://x" })).await
+        });
+        gate.held("crooked", "initialize").await;
+        put_policies(&mut gate, &new).await;
+        // The server reports each subscription that reaches it.
+        gate.hold("resources/subscribe");
+        gate.let_go("initialize");
+        if permitted {
+            gate.held("crooked", "resources/subscribe").await;
+        } else {
+            let refused = in_time("the subscription", subscribed).await.unwrap().unwrap_err();
+            assert_eq!(code_of(&refused), "policy-denied", "{refused:#}");
+            let log = gate.cli(&["server", "logs", "crooked"]).await.stdout;
+            assert!(!log.contains("holds resources/subscribe"), "{log}");
+        }
+        let records = in_order(gate.records(&["method = resources/subscribe"]).await);
+        let end = match permitted {
+            true => ("intent", vec!["other"]),
+            false => ("outcome", vec!["stop"]),
+        };
+        assert_eq!(decisions(&records), [("intent", vec!["all"]), end], "{records:#?}");
+        gate.let_go("resources/subscribe");
+        gate.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -21,7 +21,14 @@ pub(super) fn are_taken_in(session: &Session) -> bool {
     session.revision == Revision::V2025_03_26
 }
 
-/// Starts handling each message of a batch.
+/// A message of a batch: admitted, or refused with a recorded refusal.
+enum Element {
+    Admitted(Frame, ConcurrencyPermit),
+    Refused(ExchangeResponse),
+}
+
+/// Starts handling each message of a batch. No message starts before all refusals are recorded, so
+/// that nothing has begun if the client leaves meanwhile.
 ///
 /// # Errors
 /// A refusal of the whole text if it is not a batch.
@@ -32,13 +39,13 @@ pub(super) async fn take(
     call_permit: ConcurrencyPermit,
 ) -> Result<Vec<InFlight>, Refusal> {
     let mut call_permits = Some(call_permit);
-    let mut all = Vec::new();
+    let mut settled = Vec::new();
     for element in elements(text, MOST, proxy.request_caps())? {
         let (refusal, id) = match Frame::parse(element.clone(), proxy.request_caps()) {
             Err(flaw) => (flaw.into(), None),
             Ok(frame) => match admit(proxy, caller, &frame, &mut call_permits) {
                 Ok(call_permit) => {
-                    all.push(InFlight::take(proxy, caller.clone(), frame, call_permit));
+                    settled.push(Element::Admitted(frame, call_permit));
                     continue;
                 }
                 Err(refusal) => (refusal, id(&frame).cloned()),
@@ -50,12 +57,18 @@ pub(super) async fn take(
             .recorder
             .reject(&refusal, transport, address, principal, message, id.as_ref())
             .await;
-        let (refused, error) = (Some(refusal.code), Some(refusal.code.rpc().into()));
-        let answered = ExchangeResponse { text: Some(turned), refused, error, session: None };
-        // An invalid message may have been a request.
-        all.push(InFlight::Settled(Answer { answered, expects_response: true }));
+        settled.push(Element::Refused(ExchangeResponse::refused(turned, refusal.code)));
     }
-    Ok(all)
+    let started = settled.into_iter().map(|element| match element {
+        Element::Admitted(frame, call_permit) => {
+            InFlight::take(proxy, caller.clone(), frame, call_permit)
+        }
+        // An invalid message may have been a request.
+        Element::Refused(answered) => {
+            InFlight::Settled(Answer { answered, expects_response: true })
+        }
+    });
+    Ok(started.collect())
 }
 
 fn admit(

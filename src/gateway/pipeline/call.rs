@@ -46,8 +46,7 @@ use portcullis_upstream::{
     Call, CallError, Deadline, Instance, Reply, Running, Server, ServerMessage,
 };
 
-/// Times that a modern server may require input of a legacy client, or that a call may be decided,
-/// before it fails.
+/// Times that a modern server may require input of a legacy client before the call fails.
 const ROUNDS: usize = 32;
 /// Server requests that one call may contain.
 const QUESTIONS: usize = 64;
@@ -147,7 +146,7 @@ impl ServerCalls {
             Some(State::Server(own)) => vec![("requestState", Some(Value::from(own).to_string()))],
             Some(State::Parked(parked)) => {
                 if let Some(call) = self.requests.suspended.take(&parked)? {
-                    return self.resume(&context, call).await;
+                    return self.resume(&context, record, call).await;
                 }
                 // The call ended with an earlier run of the proxy, so it begins again.
                 answers = EarlierAnswers::of(parked, exchange.request.raw());
@@ -204,8 +203,7 @@ impl ServerCalls {
         Err(failed(&failure, &context))
     }
 
-    /// Sends a call to an instance and drives it. A call that waited is decided again first, if its
-    /// decision no longer holds.
+    /// Sends a call to an instance and drives it.
     async fn send(
         &self,
         context: &CallContext<'_>,
@@ -214,26 +212,12 @@ impl ServerCalls {
         params: Option<&Bytes>,
         answers: &mut EarlierAnswers,
     ) -> Result<CallOutcome, Refusal> {
-        let CallContext { server, exchange, .. } = context;
-        // One deadline, however often the call is decided.
+        let server = context.server;
         let clock = Deadline::new(server.deadline());
-        for _ in 0..ROUNDS {
-            let call = self.call_of(context, record, params.cloned(), clock.clone());
-            let dialogue = UpstreamCall::begin(
-                &self.in_flight,
-                server,
-                instance.clone(),
-                running.clone(),
-                call,
-            );
-            match self.drive_call(context, (instance, running), dialogue, answers).await {
-                CallOutcome::Over(Err(CallError::Outdated)) => {
-                    self.stages.renew_decision(exchange, record, server).await?;
-                }
-                outcome => return Ok(outcome),
-            }
-        }
-        Err(failed(&CallError::Outdated, context))
+        let call = self.call_of(context, record, params.cloned(), clock);
+        let (at, running_at) = (instance.clone(), running.clone());
+        let dialogue = UpstreamCall::begin(&self.in_flight, server, at, running_at, call);
+        self.drive_call(context, record, (instance, running), dialogue, answers).await
     }
 
     fn call_of(
@@ -265,15 +249,17 @@ impl ServerCalls {
         }
     }
 
-    /// Drives a call to its end: forwards the server's notifications and requests meanwhile.
+    /// Drives a call to its end: forwards the server's notifications and requests meanwhile. A call
+    /// that waited is decided again before it is sent, if its decision no longer holds.
     async fn drive_call(
         &self,
         context: &CallContext<'_>,
+        record: &mut ExchangeRecord,
         (instance, running): (&Arc<Instance>, &Arc<Running>),
         mut dialogue: UpstreamCall,
         answers: &mut EarlierAnswers,
-    ) -> CallOutcome {
-        let CallContext { client, server, notices, .. } = context;
+    ) -> Result<CallOutcome, Refusal> {
+        let CallContext { client, server, exchange, notices, .. } = context;
         // Pending server requests are withdrawn if the call ends before they are answered.
         let over = CancellationToken::new();
         let _over = over.clone().drop_guard();
@@ -286,7 +272,7 @@ impl ServerCalls {
                 turn = dialogue.next() => turn,
                 // Requests that the server sends together reach the client together.
                 () = expired(together), if !open.is_empty() => {
-                    return CallOutcome::Asks(dialogue, open);
+                    return Ok(CallOutcome::Asks(dialogue, open));
                 }
             };
             // Its deadline and its response advance while the message is processed.
@@ -298,7 +284,11 @@ impl ServerCalls {
                     if let Ok(Reply::Result(text) | Reply::Error(text)) = &reply {
                         grow(Weight::of(text)).await;
                     }
-                    return CallOutcome::Over(reply);
+                    return Ok(CallOutcome::Over(reply));
+                }
+                CallEvent::Outdated => {
+                    self.stages.renew_decision(exchange, record, server).await?;
+                    dialogue.renew(self.stages.send_check(exchange, record, server));
                 }
                 CallEvent::FromServer(ServerMessage::Notification { method, params }) => {
                     grow(params.as_ref().map_or(Weight::NONE, Weight::of)).await;
@@ -407,6 +397,7 @@ impl ServerCalls {
     async fn resume(
         &self,
         context: &CallContext<'_>,
+        record: &mut ExchangeRecord,
         mut parked: SuspendedCall,
     ) -> Result<Answer, Refusal> {
         let responses = Object::parse(context.exchange.request.raw().clone())
@@ -424,7 +415,7 @@ impl ServerCalls {
         let (dialogue, (instance, running)) = parked.resume();
         let mut answers = EarlierAnswers::default();
         let at = (&instance, &running);
-        match self.drive_call(context, at, dialogue, &mut answers).await {
+        match self.drive_call(context, record, at, dialogue, &mut answers).await? {
             CallOutcome::Over(reply) => {
                 let reply = reply.map_err(|failure| failed(&failure, context))?;
                 self.translate_reply(context, running.handshake.revision, reply)

@@ -49,11 +49,10 @@ pub(crate) struct SuspendedCall {
 impl SuspendedCall {
     /// A call with its pending server requests.
     pub fn new(
-        mut dialogue: UpstreamCall,
+        dialogue: UpstreamCall,
         open: Vec<PendingInput>,
         at: (Arc<Instance>, Arc<Running>),
     ) -> Self {
-        dialogue.spawn();
         Self { dialogue, open, at, paused: None, until: None }
     }
 

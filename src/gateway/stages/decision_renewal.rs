@@ -1,6 +1,13 @@
 //! Renewal of a decision: a message that waits after its decision is decided again before it is
 //! sent, if policies, its server's entry or its client changed meanwhile.
 //!
+//! Only the policies decide again:
+//! - The other interceptors cannot change while the proxy runs, and they inspected the message that
+//!   is sent. Running them again would count it twice under rate limits, and plugins would repeat
+//!   their effects.
+//! - A message counts once under `@rate`, and its labels are added once. New policies with another
+//!   obligation refuse it.
+//!
 //! INVARIANT: what is sent was permitted by the policies in use, to a client that has its key and
 //! groups, and each such decision is on record before the message is sent.
 
@@ -33,7 +40,7 @@ impl Stages {
         SendCheck::new(move || {
             engine.generation() == generation
                 && keyring.is_unchanged(&principal)
-                && server.ensure_active().is_ok()
+                && server.ensure_started().is_ok()
         })
     }
 
@@ -50,7 +57,7 @@ impl Stages {
         if !self.keyring.is_unchanged(&exchange.principal) {
             return Err(Refusal::new(Code::Unauthenticated, CLIENT_CHANGED));
         }
-        server.ensure_active()?;
+        server.ensure_started()?;
         if record.generation == self.gate.engine().generation() {
             return Ok(());
         }
@@ -60,8 +67,8 @@ impl Stages {
 }
 
 impl Obligations {
-    /// Evaluates the policies again, for a message whose obligations are fulfilled. Updates the
-    /// record.
+    /// Evaluates the policies again, for a message whose obligations are fulfilled. In the record,
+    /// the rules and findings of this decision replace those of the earlier one.
     ///
     /// # Errors
     /// A [`Refusal`] if the policies no longer permit the message, or only with other obligations.
@@ -81,19 +88,18 @@ impl Obligations {
             Refusal::new(Code::InterceptorFault, words).detail(fault.to_string())
         })?;
         trail.revision = verdict.revision.or(trail.revision.take());
+        trail.findings.retain(|finding| finding.interceptor != self.gate.name());
+        trail.findings.extend(verdict.findings);
+        let first = std::mem::replace(&mut trail.rules, verdict.rules);
         match verdict.decision {
             Decision::Refuse(refusal) => return Err(refusal),
-            Decision::Pass if verdict.rules.iter().all(|rule| is_met(rule, &trail.rules)) => {}
+            Decision::Pass if trail.rules.iter().all(|rule| is_met(rule, &first)) => {}
             _ => {
                 let words = "the policies changed while the call waited: call again";
                 return Err(Refusal::new(Code::PolicyDenied, words)
                     .detail("they permit it with other obligations than before"));
             }
         }
-        let new_rules: Vec<_> =
-            verdict.rules.into_iter().filter(|rule| !trail.rules.contains(rule)).collect();
-        trail.rules.extend(new_rules);
-        trail.findings.extend(verdict.findings);
         record.generation = generation;
         Ok(())
     }

@@ -33,6 +33,7 @@ pub async fn send(
     };
     let frame = Frame::parse(text, proxy.request_caps())?;
     let permit = proxy.admission.acquire(&caller.principal)?;
+    // The caller reads the response only: notifications of the call have no receiver.
     let response = proxy.start(caller, frame, permit).work.await;
     Ok(response.context("handling the message panicked")?.text)
 }

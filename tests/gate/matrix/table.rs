@@ -20,7 +20,7 @@ const HEAD: &str = "<!-- Made by the test `every_pair_of_revisions_works_over_ev
 
 # Which revisions work together
 
-Each cell is an exchange between a client and a server of these revisions through the proxy. The tests make it over every transport of the two revisions.
+Each cell is an exchange between a client and a server of these revisions through the proxy. The tests make it over every transport of the two revisions. [Conformance](conformance.md#third-party-servers) has the results with servers that are not part of Portcullis.
 
 ";
 

@@ -136,6 +136,33 @@ async fn tell_key(request: Request) -> Response {
     axum::Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result })).into_response()
 }
 
+/// A server of 2025-11-25 that answers each call with a stream of one chunk: a progress notification
+/// and the response.
+pub async fn together() -> String {
+    let app = Router::new().route("/mcp", post(send_together));
+    format!("http://{}/mcp", serve(app).await)
+}
+
+async fn send_together(request: Request) -> Response {
+    let (_, message) = read(request).await;
+    let answer = answer(&message, "2025-11-25");
+    match message["method"].as_str().unwrap_or_default() {
+        "server/discover" => StatusCode::BAD_REQUEST.into_response(),
+        _ if message["id"].is_null() => StatusCode::ACCEPTED.into_response(),
+        "tools/call" => {
+            let token = &message["params"]["_meta"]["progressToken"];
+            let notice = json!({
+                "jsonrpc": "2.0",
+                "method": "notifications/progress",
+                "params": { "progressToken": token, "progress": 1 },
+            });
+            let body = format!("data: {notice}\n\ndata: {answer}\n\n");
+            ([("content-type", "text/event-stream")], body).into_response()
+        }
+        _ => axum::Json(answer).into_response(),
+    }
+}
+
 #[derive(Default)]
 struct Polled {
     next: AtomicU64,
