@@ -37,8 +37,5 @@ pub use query::{
     Query, StatsRequest, Summed, Timeline, Times, Type, summary,
 };
 pub use record::{Arrival, Conclusion, DecisionContext, Intent, Outcome, Refused};
-pub use store::{
-    StoredRecord,
-    frame::{BODY_MAX as FRAME_MAX, BadFrame, Frame, frames},
-};
+pub use store::frame::{BODY_MAX as FRAME_MAX, BadFrame, Frame, frames};
 pub use unavailable::Unavailable;

@@ -21,13 +21,12 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::{
     digest::DigestKey,
+    line::Line,
     maintenance::{self, Gap, Keys, MissedRecords, PROBE},
     proof::{self, CheckpointFault, Checkpointer, Proof, ProveFault, Prover, Verifier},
     query::Archive,
     record::{Event, EventRecord, Intent, KeyRotated, Kind, Outcome, Record, Refused},
-    store::{
-        Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, StoredRecord, Writer, private_dir,
-    },
+    store::{Fault, Job, Lock, SegmentInfo, SegmentSet, Settings, Writer, private_dir},
     unavailable::Unavailable,
 };
 use portcullis_protocol::names::DecisionId;
@@ -58,7 +57,7 @@ struct Inner {
     keeping: tokio::sync::Mutex<()>,
     /// Serializes verifications.
     verifying: Arc<tokio::sync::Mutex<()>>,
-    tail: broadcast::Sender<Arc<StoredRecord>>,
+    tail: broadcast::Sender<Line>,
     /// Records acknowledged since the log was opened.
     written: AtomicU64,
     /// Whether the store accepted the last record.
@@ -458,13 +457,13 @@ async fn mend(inner: Weak<Inner>) {
 
 /// Stream of records as they are written.
 #[derive(Debug)]
-pub struct Tail(broadcast::Receiver<Arc<StoredRecord>>);
+pub struct Tail(broadcast::Receiver<Line>);
 
 /// Item of a [`Tail`].
 #[derive(Debug, Clone, PartialEq)]
 pub enum Tailed {
     /// A record was written.
-    Record(Arc<StoredRecord>),
+    Record(Line),
     /// Number of records that were skipped because the follower was too slow. The store has them.
     Missed(u64),
 }
@@ -473,7 +472,7 @@ impl Tail {
     /// Waits for the next record. `None` when the log is closed.
     pub async fn next(&mut self) -> Option<Tailed> {
         match self.0.recv().await {
-            Ok(written) => Some(Tailed::Record(written)),
+            Ok(line) => Some(Tailed::Record(line)),
             Err(broadcast::error::RecvError::Lagged(missed)) => Some(Tailed::Missed(missed)),
             Err(broadcast::error::RecvError::Closed) => None,
         }

@@ -24,7 +24,6 @@ mod segment;
 mod segments;
 mod view_block;
 mod writer;
-mod written;
 
 pub(super) use bitmap::Bits;
 pub(super) use fault::Fault;
@@ -36,7 +35,6 @@ pub(super) use segments::{
 };
 pub(super) use view_block::Block;
 pub(super) use writer::{Job, Settings, Writer};
-pub use written::StoredRecord;
 
 /// Maximum number of records of a block: a set of its positions fits into 512 bytes.
 pub(super) const BLOCK: u64 = 4096;

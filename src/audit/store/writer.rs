@@ -19,12 +19,11 @@ use super::{
     sealer::{Sealer, Task},
     segment::{Loss, Segment, Wal, free_bytes},
     segments::{self, Current, Head, HeadFile, Opened, SegmentSet},
-    written::StoredRecord,
 };
 use crate::{
     line::{Line, LineHead, Seq},
     log::Clock,
-    record::{Entry, Event, EventRecord, Kind, Record, RecordsLost, VERSION, encode},
+    record::{Event, EventRecord, Kind, Record, RecordsLost, encode},
 };
 
 /// Maximum number of records in one commit.
@@ -63,7 +62,7 @@ pub(crate) struct Settings {
 /// A queued record.
 #[derive(Debug)]
 pub(crate) struct Job {
-    record: Record,
+    kind: Kind,
     text: Vec<u8>,
     facts: Facts,
     reply: oneshot::Sender<Result<(), Fault>>,
@@ -75,15 +74,14 @@ impl Job {
         mut record: Record,
     ) -> Result<(Self, oneshot::Receiver<Result<(), Fault>>), Fault> {
         let text = encode(&mut record).map_err(|e| Fault::Io(format!("encoding a record: {e}")))?;
-        let facts = Facts::of(&record);
+        let (kind, facts) = (record.kind(), Facts::of(&record));
         let (reply, answer) = oneshot::channel();
-        Ok((Self { record, text, facts, reply }, answer))
+        Ok((Self { kind, text, facts, reply }, answer))
     }
 }
 
 /// A record of the current commit.
 struct Draft {
-    record: Record,
     text: Vec<u8>,
     facts: Facts,
 }
@@ -92,7 +90,7 @@ struct Draft {
 pub(crate) struct Writer {
     segment_set: Arc<SegmentSet>,
     settings: Settings,
-    tail: broadcast::Sender<Arc<StoredRecord>>,
+    tail: broadcast::Sender<Line>,
     sealer: Sealer,
     mark: HeadFile,
     current: Option<Current>,
@@ -108,7 +106,7 @@ impl Writer {
     pub(crate) fn start(
         opened: Opened,
         settings: Settings,
-        tail: broadcast::Sender<Arc<StoredRecord>>,
+        tail: broadcast::Sender<Line>,
     ) -> Result<(mpsc::Sender<Job>, JoinHandle<()>), Fault> {
         let Opened { segment_set, current, unsealed, unclosed, loss, .. } = opened;
         let head = segment_set.head();
@@ -194,14 +192,14 @@ impl Writer {
 
     fn batch(&mut self, jobs: Vec<Job>) {
         let (mut replies, mut drafts) = (Vec::new(), Vec::new());
-        for Job { record, text, facts, reply } in jobs {
+        for Job { kind, text, facts, reply } in jobs {
             // If the producer stopped waiting, its call is not made, so its intent is skipped.
             // Other records describe past events and are written in any case.
-            if reply.is_closed() && record.kind() == Kind::Intent {
+            if reply.is_closed() && kind == Kind::Intent {
                 continue;
             }
             replies.push(reply);
-            drafts.push(Draft { record, text, facts });
+            drafts.push(Draft { text, facts });
         }
         let mut answers = replies.into_iter();
         while !drafts.is_empty() {
@@ -256,7 +254,7 @@ impl Writer {
             record.scrub_and_truncate(None);
             let text = encode(&mut record).map_err(|e| Fault::Io(e.to_string()))?;
             let facts = Facts::of(&record);
-            all.push(Draft { record, text, facts });
+            all.push(Draft { text, facts });
         }
         all.extend(drafts);
         let Some(current) = &mut self.current else {
@@ -268,20 +266,20 @@ impl Writer {
         let mut head = self.head.clone();
         head.recorded = segments::time(recorded);
         let first = head.tree.size();
-        let (mut lines, mut added, mut records) = (Vec::new(), Vec::new(), Vec::new());
-        for Draft { record, text, facts } in all {
+        let (mut texts, mut added, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+        for Draft { text, facts } in all {
             let seq = Seq(head.tree.size());
             let before = LineHead { seq, recorded: head.recorded, prev: head.last };
             let line = Line::write(before, &text);
             head.last = line.hash();
             head.tree.append(head.last);
-            lines.push(line.text().clone());
+            texts.push(line.text().clone());
             added.push(Added { text: line.text().clone(), hash: head.last, facts, recorded });
-            records.push((before, line, record));
+            lines.push(line);
         }
         let mut bytes = Vec::new();
         let cipher = self.segment_set.env().cipher.as_deref();
-        frame::write(&mut bytes, first, &lines, Pack::Plain, cipher)
+        frame::write(&mut bytes, first, &texts, Pack::Plain, cipher)
             .map_err(|e| Fault::Io(format!("framing records: {e}")))?;
         if let Err(fault) = wal.append(&bytes) {
             // The content of the file is uncertain: acknowledged records are sealed from memory,
@@ -295,7 +293,7 @@ impl Writer {
         self.segment_set.grown(&current.growing, head.clone());
         self.head = head;
         self.pending_events.clear();
-        self.announce(records);
+        self.announce(lines);
         self.look_ahead(first);
         Ok(())
     }
@@ -315,14 +313,14 @@ impl Writer {
         }
     }
 
-    fn announce(&self, records: Vec<(LineHead, Line, Record)>) {
+    /// Hands the records to followers.
+    fn announce(&self, lines: Vec<Line>) {
         if self.tail.receiver_count() == 0 {
             return;
         }
-        for (LineHead { seq, recorded, prev }, line, record) in records {
-            let entry = Entry { v: VERSION, seq, recorded, prev, record };
+        for line in lines {
             // Fails if there are no receivers any more.
-            let _ = self.tail.send(Arc::new(StoredRecord { line, entry }));
+            let _ = self.tail.send(line);
         }
     }
 

@@ -150,12 +150,14 @@ fn follow_on(tail: Tail, query: Query, seen: Option<Seq>) -> impl Stream<Item = 
         .filter_map(move |tailed| {
             ready(match tailed {
                 Tailed::Missed(count) => Some(TailLine::Missed(count)),
-                Tailed::Record(written) => {
-                    let entry = &written.entry;
-                    let asked_for = intents || entry.record.kind() != Kind::Intent;
-                    (asked_for && Some(entry.seq) > seen && query.filter.matches(entry))
-                        .then(|| TailLine::Record(written.line.clone()))
-                }
+                Tailed::Record(line) if Some(line.seq()) <= seen => None,
+                Tailed::Record(line) => match line.entry() {
+                    Ok(entry) => {
+                        let asked_for = intents || entry.record.kind() != Kind::Intent;
+                        (asked_for && query.filter.matches(&entry)).then(|| TailLine::Record(line))
+                    }
+                    Err(why) => Some(TailLine::Unreadable(why)),
+                },
             })
         })
 }
