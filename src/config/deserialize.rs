@@ -10,7 +10,7 @@ use portcullis_audit::config::Destination;
 
 use portcullis_upstream::config::Sharing;
 
-use portcullis_interceptors::InterceptorEntry;
+use portcullis_interceptors::{InterceptorEntry, InterceptorKind};
 
 use super::{
     Config, Finding, document::Document, finding::Code, schema_check::SchemaViolation,
@@ -161,6 +161,13 @@ pub(super) fn resolve(config: &mut Config, base: &Path) {
     }
     if let Some(file) = &mut config.registries.ca_file {
         *file = base.join(&*file);
+    }
+    for entry in &mut config.interceptors {
+        if let InterceptorKind::Secrets(secrets) = &mut entry.kind {
+            for file in secrets.gitleaks.iter_mut().chain(&mut secrets.baselines) {
+                *file = base.join(&*file);
+            }
+        }
     }
     for signer in config.signers.values_mut() {
         for file in signer.key.iter_mut().chain(&mut signer.trusted_root) {

@@ -249,7 +249,7 @@ impl PolicyGate {
                 let words = "policy attaches obligations that only apply to separate requests, not to a request inside a result";
                 let refusal = Refusal::new(Code::PolicyDenied, words).rule(rule.clone());
                 let refused = Verdict::refuse(refusal.detail(
-                    "`@approve`, `@redact`, `@rate` and `@label` cannot be applied to a server request inside a result",
+                    "`@approve`, `@redact`, `@rate`, `@label` and `@secrets` cannot be applied to a server request inside a result",
                 ));
                 return Ok(Verdict { findings: verdict.findings, ..refused });
             }
@@ -416,8 +416,12 @@ impl Interceptor for PolicyGate {
 
 /// Whether a rule has an obligation that cannot be applied to a part of a response.
 fn changes(rule: &Rule) -> bool {
-    let Obligations { approve, redact, rate, labels, .. } = &*rule.obligations;
-    approve.is_some() || rate.is_some() || !redact.is_empty() || !labels.is_empty()
+    let Obligations { approve, redact, rate, labels, secrets, .. } = &*rule.obligations;
+    approve.is_some()
+        || rate.is_some()
+        || !redact.is_empty()
+        || !labels.is_empty()
+        || !secrets.is_empty()
 }
 
 /// Verdict that permits a message, with its obligations.

@@ -13,8 +13,12 @@
 //! INVARIANTS: neither a verdict nor an error contains a secret or a part of one. The size of the
 //! payload bounds the work and the memory of a scan: what would need more is a fault.
 
+mod baseline;
 mod documents;
 mod encodings;
+mod files;
+mod gitleaks;
+mod handles;
 mod json_strings;
 mod layers;
 mod named;
@@ -25,27 +29,36 @@ mod rules;
 mod scan;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
 };
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::{payload::Report, scan::Scanner};
+use self::{
+    files::RuleFiles,
+    handles::{Handles, Owner, may_have_handles},
+    payload::Report,
+    scan::Scanner,
+};
 pub use self::{
     redactor::{Redacted, Scrubber, Unredacted},
-    rules::IllegalRules,
+    rules::{IllegalRules, Severity},
 };
 use portcullis_chain::{Decision, Fault, Hooks, Interceptor, Verdict, off_workers};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
 use portcullis_protocol::{
-    exchange::{Effect, Exchange, Finding, Method, Phase},
+    exchange::{Direction, Effect, Exchange, Finding, Method, Phase},
     identity::PrincipalKind,
     names::nearest,
+    obligations::{Obligations, SecretTreatment},
     refusal::{Code, Refusal, Rule},
 };
 use portcullis_vault::Secret;
@@ -61,6 +74,18 @@ pub struct Config {
     /// Actions for the secrets of single rules, by rule id, for requests and responses. `vault`
     /// stands for all secrets that the proxy delivers to servers.
     pub rules: BTreeMap<String, Action>,
+    /// Actions for the secrets of rules by severity, for requests and responses, unless `rules` or
+    /// the rule itself has one.
+    pub severities: BTreeMap<Severity, Action>,
+    /// Rule files of gitleaks (`gitleaks.toml`), in addition to the built-in rules. The ids of their
+    /// rules begin with `gitleaks:`.
+    pub gitleaks: Vec<PathBuf>,
+    /// Baselines of detect-secrets: texts that are not secrets, except those of the `vault`.
+    pub baselines: Vec<PathBuf>,
+    /// Whether a redacted secret of a response becomes a handle (`[secret:RULE:DIGITS]`). In the
+    /// arguments of a later call of the same client to the same server, the handle becomes the
+    /// secret again.
+    pub handles: bool,
     /// Maximum size in bytes of a scanned message. A larger message is a fault.
     pub max_bytes: usize,
 }
@@ -71,6 +96,10 @@ impl Default for Config {
             request: Action::Refuse,
             response: Action::Redact,
             rules: BTreeMap::new(),
+            severities: BTreeMap::new(),
+            gitleaks: Vec::new(),
+            baselines: Vec::new(),
+            handles: false,
             max_bytes: 64 << 20,
         }
     }
@@ -90,6 +119,17 @@ pub enum Action {
     Redact,
     /// Refuse the message with `secret-found`.
     Refuse,
+}
+
+impl From<SecretTreatment> for Action {
+    fn from(treatment: SecretTreatment) -> Self {
+        match treatment {
+            SecretTreatment::Allow => Self::Off,
+            SecretTreatment::Report => Self::Report,
+            SecretTreatment::Redact => Self::Redact,
+            SecretTreatment::Refuse => Self::Refuse,
+        }
+    }
 }
 
 /// A secret that the proxy delivers to a server or a plugin.
@@ -144,6 +184,9 @@ pub struct Secrets {
     name: String,
     hooks: Hooks,
     config: Config,
+    files: RuleFiles,
+    /// Secrets that clients got as handles, if the settings permit handles.
+    handles: Option<Arc<Handles>>,
     tables: ArcSwap<Tables>,
     /// Secrets delivered to servers and plugins in this run.
     registered: Mutex<Vec<Known>>,
@@ -198,10 +241,12 @@ struct Tables {
 }
 
 impl Secrets {
-    /// Interceptor with this name in records, and the values that servers get.
+    /// Interceptor with this name in records, and the values that servers get. Reads the files of the
+    /// settings.
     ///
     /// # Errors
-    /// Settings for a rule that does not exist, or with which nothing could be scanned.
+    /// Settings for a rule that does not exist, or with which nothing could be scanned; a file that
+    /// is not valid.
     pub fn new(
         name: impl Into<String>,
         config: &Config,
@@ -211,10 +256,13 @@ impl Secrets {
             return Err(Invalid::NoBytes);
         }
         let registered = once(registered);
+        let files = RuleFiles::read(config)?;
         Ok(Self {
             name: name.into(),
             hooks: Hooks::every(&[Phase::Request, Phase::Response]),
-            tables: ArcSwap::from_pointee(Tables::new(config, &registered)?),
+            tables: ArcSwap::from_pointee(Tables::new(config, &files, &registered)?),
+            files,
+            handles: config.handles.then(|| Arc::new(Handles::new())),
             config: config.clone(),
             registered: Mutex::new(registered),
             scanning: FairSemaphore::new(MAX_CONCURRENT),
@@ -230,7 +278,7 @@ impl Secrets {
         let mut registered = self.registered.lock();
         let mut all = registered.clone();
         if add(&mut all, more) {
-            self.tables.store(Arc::new(Tables::new(&self.config, &all)?));
+            self.tables.store(Arc::new(Tables::new(&self.config, &self.files, &all)?));
         }
         *registered = all;
         Ok(())
@@ -286,16 +334,16 @@ impl Secrets {
 }
 
 impl Tables {
-    fn new(config: &Config, registered: &[Known]) -> Result<Self, Invalid> {
-        let built_in = rules::built_in()?;
+    fn new(config: &Config, files: &RuleFiles, registered: &[Known]) -> Result<Self, Invalid> {
+        let all: Vec<_> = rules::built_in()?.iter().chain(&files.rules).collect();
         for id in config.rules.keys() {
-            let ids = || built_in.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
+            let ids = || all.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
             if !ids().any(|known| known == id) {
                 return Err(Invalid::UnknownRule { id: id.clone(), near: nearest(id, ids()) });
             }
         }
         let is_off = |id: &str| config.rules.get(id) == Some(&Action::Off);
-        let rules = built_in.iter().filter(|rule| !is_off(&rule.id)).cloned().collect();
+        let rules = all.into_iter().filter(|rule| !is_off(&rule.id)).cloned().collect();
         let mut exact = Vec::new();
         for secret in registered.iter().filter(|_| !is_off(VAULT)) {
             if secret.value.expose().len() >= MIN_KNOWN_BYTES {
@@ -311,12 +359,14 @@ impl Tables {
             }
         }
         let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
-        let scanner = Scanner::new(rules, &exact)?;
+        let scanner = Scanner::new(rules, &exact)?.without(files.baseline.clone());
         let table = |default: Action| -> Vec<Action> {
             let ids = scanner.ids.iter().enumerate();
             ids.map(|(i, id)| {
                 let key = if scanner.is_known(i) { VAULT } else { id };
-                config.rules.get(key).copied().or(scanner.action(i)).unwrap_or(default)
+                let own = config.rules.get(key).copied().or(scanner.action(i));
+                let by_severity = || config.severities.get(&scanner.severity(i)).copied();
+                own.or_else(|| by_severity().filter(|_| key != VAULT)).unwrap_or(default)
             })
             .collect()
         };
@@ -333,13 +383,67 @@ impl Tables {
         }
     }
 
-    fn inspect(&self, phase: Phase, raw: &[u8]) -> Result<Report, Fault> {
-        let actions = match phase {
+    /// Actions by the scanner's ids: of policies, otherwise of the settings.
+    fn actions(&self, phase: Phase, decided: &[Arc<Obligations>]) -> Cow<'_, [Action]> {
+        let default = match phase {
             Phase::Request => &self.request,
             Phase::Response => &self.response,
         };
-        payload::inspect(&self.scanner, actions, raw).map_err(|error| Fault(error.to_string()))
+        let of_policies = decided.iter().flat_map(|one| &one.secrets);
+        let of_policies: Vec<_> =
+            of_policies.filter(|one| one.phase.is_none_or(|of| of == phase)).collect();
+        if of_policies.is_empty() {
+            return Cow::Borrowed(default);
+        }
+        let strictest = |rule: Option<&str>| {
+            let actions = of_policies.iter().filter(|one| one.rule.as_deref() == rule);
+            actions.map(|one| one.treatment).max().map(Action::from)
+        };
+        let of_all = strictest(None);
+        let ids = self.scanner.ids.iter().zip(default).enumerate();
+        ids.map(|(i, (id, default))| match self.scanner.is_known(i) {
+            true => strictest(Some(VAULT)).unwrap_or(*default),
+            false => strictest(Some(id)).or(of_all).unwrap_or(*default),
+        })
+        .collect()
     }
+
+    fn inspect(
+        &self,
+        phase: Phase,
+        raw: &[u8],
+        decided: &[Arc<Obligations>],
+        handles: Option<&(Arc<Handles>, Owner)>,
+    ) -> Result<Inspected, Fault> {
+        let actions = self.actions(phase, decided);
+        let fault = |error: payload::Unscanned| Fault(error.to_string());
+        // A server has its own known secrets, and others must not get them.
+        let make = handles.map(|(handles, owner)| {
+            move |id: usize, secret: &str| {
+                if self.scanner.is_known(id) { None } else { handles.keep(owner, secret) }
+            }
+        });
+        let make = make.as_ref().filter(|_| phase == Phase::Response);
+        let make = make.map(|make| make as &payload::MakeHandle<'_>);
+        let report = payload::inspect(&self.scanner, &actions, raw, make).map_err(fault)?;
+        let resolved = match handles {
+            Some((handles, owner)) if phase == Phase::Request && may_have_handles(raw) => {
+                let raw = report.redacted.as_deref().unwrap_or(raw);
+                let resolve = |text: &[u8]| handles.in_text(owner, text);
+                payload::resolve_handles(&self.scanner, raw, resolve).map_err(fault)?
+            }
+            _ => None,
+        };
+        Ok(Inspected { report, resolved })
+    }
+}
+
+/// Result of the inspection of a message.
+#[derive(Debug, Default)]
+struct Inspected {
+    report: Report,
+    /// The message with the values of its handles.
+    resolved: Option<Bytes>,
 }
 
 #[async_trait]
@@ -365,20 +469,34 @@ impl Interceptor for Secrets {
                 self.config.max_bytes
             )));
         }
-        let report = if raw.len() <= MAX_INLINE_BYTES {
-            tables.inspect(phase, raw)?
+        // Only what a server answers a client gets handles, and only a client's request uses them.
+        let is_of_client = exchange.direction == Direction::ClientToServer;
+        let handles = self.handles.clone().filter(|_| is_of_client);
+        let handles = handles.and_then(|handles| Some((handles, Owner::of(exchange)?)));
+        let inspected = if raw.len() <= MAX_INLINE_BYTES {
+            tables.inspect(phase, raw, &exchange.obligations, handles.as_ref())?
         } else {
             let closed = |_| Fault("the proxy is shutting down".into());
             let turn = self.scanning.next(&exchange.principal.kind).await.map_err(closed)?;
             let (tables, raw) = (tables.clone(), raw.clone());
+            let decided = exchange.obligations.clone();
             let scan = move || {
                 // Held by the thread: after a call's deadline, its scan still runs.
                 let _turn = turn;
-                tables.inspect(phase, &raw)
+                tables.inspect(phase, &raw, &decided, handles.as_ref())
             };
             off_workers(scan).await.map_err(|_| Fault("the scan did not finish".into()))??
         };
-        Ok(self.verdict(&tables, phase, report))
+        let mut verdict = self.verdict(&tables, phase, inspected.report);
+        if let Some(resolved) = inspected.resolved
+            && !matches!(verdict.decision, Decision::Refuse(_))
+        {
+            let message = "handles of secrets were replaced by the secrets".to_owned();
+            let rule = Rule::named(self.name.clone());
+            verdict.findings.push(self.finding(phase, rule, message, Effect::Replaced));
+            verdict.decision = Decision::Replace(resolved);
+        }
+        Ok(verdict)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Pointer;
+use crate::{codec::Pointer, exchange::Phase};
 
 /// Maximum period of `@rate`.
 const MAX_RATE_PERIOD: Duration = Duration::from_secs(31 * 24 * 3600);
@@ -31,6 +31,29 @@ pub struct Obligations {
     pub note: Option<String>,
     /// `@label`: labels that the session has from then on.
     pub labels: BTreeSet<String>,
+    /// `@secrets`: actions for the secrets in the message and its response.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretAction>,
+}
+
+/// Action for secrets of a message that a policy permits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretAction {
+    /// Half of the exchange; `None` for both.
+    pub phase: Option<Phase>,
+    /// Rule of the secrets; `None` for all rules, except for the secrets of servers.
+    pub rule: Option<String>,
+    pub treatment: SecretTreatment,
+}
+
+/// Treatment of a secret that is found, in the order of strictness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SecretTreatment {
+    Allow,
+    Report,
+    Redact,
+    Refuse,
 }
 
 /// Bodies that the audit log keeps; of others it has only shape and digest.
@@ -75,10 +98,11 @@ fn illegal(problem: impl Into<String>, help: impl Into<String>) -> Illegal {
 
 impl Obligations {
     /// Names of all annotations that are obligations.
-    pub const NAMES: [&str; 7] = ["keep", "mode", "redact", "approve", "rate", "note", "label"];
+    pub const NAMES: [&str; 8] =
+        ["keep", "mode", "redact", "approve", "rate", "note", "label", "secrets"];
 
     /// Obligations that apply to permitted messages: they mean nothing on a `forbid`.
-    pub const OF_PERMITS: [&str; 5] = ["redact", "approve", "rate", "note", "label"];
+    pub const OF_PERMITS: [&str; 6] = ["redact", "approve", "rate", "note", "label", "secrets"];
 
     /// Names of the annotations that require something of a permitted message.
     pub fn annotations(&self) -> Vec<&'static str> {
@@ -88,6 +112,7 @@ impl Obligations {
             self.rate.is_some(),
             self.note.is_some(),
             !self.labels.is_empty(),
+            !self.secrets.is_empty(),
         ];
         let names = Self::OF_PERMITS.into_iter().zip(requested);
         names.filter_map(|(name, requested)| requested.then_some(name)).collect()
@@ -112,6 +137,7 @@ impl Obligations {
             "rate" => self.rate = Some(rate(text)?),
             "note" => self.note = Some(words(text)?),
             "label" => self.labels = labels(text)?,
+            "secrets" => self.secrets = secrets(text)?,
             _ => {}
         }
         Ok(())
@@ -205,6 +231,45 @@ fn labels(text: &str) -> Result<BTreeSet<String>, Illegal> {
         .collect()
 }
 
+/// Actions such as `request: jwt = report`, separated by commas.
+fn secrets(text: &str) -> Result<Vec<SecretAction>, Illegal> {
+    let action = |part: &str| {
+        let (phase, rest) = match part.split_once(':') {
+            Some(("request", rest)) => (Some(Phase::Request), rest),
+            Some(("response", rest)) => (Some(Phase::Response), rest),
+            _ => (None, part),
+        };
+        let (rule, word) = match rest.split_once('=') {
+            Some((rule, word)) => (Some(rule.trim()), word),
+            None => (None, rest),
+        };
+        let treatment = match word.trim() {
+            "allow" => SecretTreatment::Allow,
+            "report" => SecretTreatment::Report,
+            "redact" => SecretTreatment::Redact,
+            "refuse" => SecretTreatment::Refuse,
+            _ => return None,
+        };
+        let is_legal = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+        if rule.is_some_and(|rule| rule.is_empty() || !rule.chars().all(is_legal)) {
+            return None;
+        }
+        Some(SecretAction { phase, rule: rule.map(str::to_owned), treatment })
+    };
+    let actions = text.split(',').map(str::trim);
+    actions
+        .map(|part| {
+            action(part).ok_or_else(|| {
+                illegal(
+                    format!("`{}` is not an action for secrets", part.escape_debug()),
+                    "write `allow`, `report`, `redact` or `refuse`, with a phase, a rule or both in \
+                     front: `@secrets(\"response: redact, request: jwt = report\")`",
+                )
+            })
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +289,19 @@ mod tests {
         assert_eq!((redact.arguments.len(), redact.result.len()), (2, 1));
         assert_eq!(take("label", "a, b-1").unwrap().labels.len(), 2);
         assert!(take("mode", "shadow").unwrap().shadow);
+        let secrets = take("secrets", "redact, request: gitleaks:a-b = allow").unwrap().secrets;
+        let action = |phase, rule: Option<&str>, treatment| SecretAction {
+            phase,
+            rule: rule.map(str::to_owned),
+            treatment,
+        };
+        assert_eq!(
+            secrets,
+            [
+                action(None, None, SecretTreatment::Redact),
+                action(Some(Phase::Request), Some("gitleaks:a-b"), SecretTreatment::Allow),
+            ]
+        );
         for (name, text, problem) in [
             ("rate", "10", "`10` is not a rate"),
             ("rate", "0/1m", "`0/1m` is not a rate"),
@@ -236,6 +314,9 @@ mod tests {
             ("redact", "/a~2", "`/a~2` is not a field"),
             ("label", "Tainted", "`Tainted` is not a label"),
             ("label", "a b", "`a b` is not a label"),
+            ("secrets", "off", "`off` is not an action for secrets"),
+            ("secrets", "answer: redact", "`answer: redact` is not an action for secrets"),
+            ("secrets", "= report", "`= report` is not an action for secrets"),
             ("mode", "audit", "`audit` is not a mode"),
             ("keep", "all", "`@keep` does not know `all`"),
             ("note", "a\nb", "the text has control characters or more than 1000 characters"),

@@ -919,7 +919,7 @@ permit (principal is Portcullis::Local, action, resource);
      2 │ - { name: a, as: client:c, call: notes/x, expect: allow, asks: aprove }
        ·                                                                ──────
        ╰────
-      help: known here: approve, redact, rate, note, label, keep
+      help: known here: approve, redact, rate, note, label, secrets, keep
     1 finding
     --- stderr
     "#);

@@ -7,6 +7,8 @@
 //! With a folder in `WAITS` it holds back a method for as long as there is a file of its name (`-` for
 //! `/`), and tells on standard error that it does. It then takes subscriptions, too: `update` tells of
 //! all that it was asked to tell of.
+//!
+//! With a file in `RECEIVED` it appends every line that it receives.
 
 use std::{
     collections::BTreeSet,
@@ -33,8 +35,13 @@ fn main() {
         }
         Some(other) => panic!("no such way to go wrong: {other}"),
     }
+    let mut received = std::env::var_os("RECEIVED")
+        .map(|path| std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap());
     for line in stdin().lock().lines() {
         let Ok(line) = line else { return };
+        if let Some(file) = &mut received {
+            writeln!(file, "{line}").unwrap();
+        }
         let Ok(message) = serde_json::from_str::<Value>(&line) else { continue };
         let Some(method) = message["method"].as_str() else {
             // An answer to what `ask_client` asked.

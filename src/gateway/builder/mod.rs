@@ -146,7 +146,13 @@ impl GatewayBuilder {
                     let to_plugins = plugins::PluginSecrets::read(&loaded, &mut gathered.found);
                     let known_secrets =
                         [known_secrets(&delivered), to_plugins.known_secrets(&loaded)].concat();
-                    let scrubber = Scrubber::new(&known_secrets).map_err(|error| error.to_string());
+                    let scanners = loaded.config.interceptors.iter().filter(|entry| entry.is_on());
+                    let scanners = scanners.filter_map(|entry| match &entry.kind {
+                        InterceptorKind::Secrets(config) => Some(config),
+                        _ => None,
+                    });
+                    let scrubber = Scrubber::with_rules(&known_secrets, scanners);
+                    let scrubber = scrubber.map_err(|error| error.to_string());
                     let exports = exports(&loaded, &mut gathered.found);
                     let signatures = signatures(&loaded, &mut gathered.found);
                     let approvals = Arc::new(approvals(&loaded, &mut gathered.found));

@@ -65,6 +65,16 @@ impl Path {
         Some(name.get_or_init(decoded))
     }
 
+    /// Whether it is below a member of the outermost object.
+    pub(super) fn is_below(&self, raw: &[u8], member: &[u8]) -> bool {
+        match self.0.first() {
+            Some(Frame::Object { key, .. }) => {
+                *decode(raw.get(key.clone()).unwrap_or_default()) == *member
+            }
+            _ => false,
+        }
+    }
+
     /// JSON pointer (RFC 6901), shortened, without hidden keys.
     pub(super) fn pointer(&self, raw: &[u8]) -> String {
         let mut out = String::new();

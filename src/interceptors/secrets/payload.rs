@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use portcullis_vault::Secret;
 use serde::de::IgnoredAny;
 
 use super::{
@@ -68,15 +69,22 @@ struct Cut {
     id: usize,
     /// Quote around the mark.
     quote: &'static str,
+    /// The secret, if a handle can stand for it.
+    secret: Option<String>,
 }
+
+/// Function for the digits of a handle, by the id of the scanner and the secret. `None` if the secret
+/// gets none.
+pub(super) type MakeHandle<'a> = dyn Fn(usize, &str) -> Option<String> + 'a;
 
 /// Scans every string, key and number of a JSON text. `actions` has an action for each id.
 pub(super) fn inspect(
     scanner: &Scanner,
     actions: &[Action],
     raw: &[u8],
+    handle: Option<&MakeHandle<'_>>,
 ) -> Result<Report, Unscanned> {
-    inspect_within(&mut Budget::of(raw.len()), scanner, actions, raw)
+    inspect_within(&mut Budget::of(raw.len()), scanner, actions, raw, handle)
 }
 
 /// The same within a budget.
@@ -85,6 +93,7 @@ pub(super) fn inspect_within(
     scanner: &Scanner,
     actions: &[Action],
     raw: &[u8],
+    handle: Option<&MakeHandle<'_>>,
 ) -> Result<Report, Unscanned> {
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
@@ -132,6 +141,7 @@ pub(super) fn inspect_within(
                 range: hit.range.start + text.span.start..hit.range.end + text.span.start,
                 id: hit.id,
                 quote: "\"",
+                secret: None,
             }));
             return Ok(true);
         }
@@ -143,15 +153,20 @@ pub(super) fn inspect_within(
             ranges.push(0..text.decoded.len());
         }
         let places = locate(raw.get(text.span.clone()).unwrap_or_default(), &ranges);
+        let secret = |range: &Range<usize>| {
+            let bytes = text.decoded.get(range.clone()).filter(|_| handle.is_some() && !as_json)?;
+            std::str::from_utf8(bytes).ok().map(str::to_owned)
+        };
         cuts.extend(places.into_iter().zip(redact).map(|(place, hit)| Cut {
             range: place.start + text.span.start..place.end + text.span.start,
             id: hit.id,
             quote: if as_json { "\\\"" } else { "" },
+            secret: secret(&hit.range),
         }));
         Ok(true)
     })?;
     if !report.refuse && !cuts.is_empty() {
-        report.redacted = Some(splice(scanner, raw, &cuts));
+        report.redacted = Some(splice(scanner, raw, &cuts, handle));
     }
     Ok(report)
 }
@@ -198,16 +213,80 @@ fn join(mut hits: Vec<Hit>, actions: &[Action]) -> Vec<(Hit, Action)> {
 }
 
 /// Text with a mark in place of each cut. Cuts are in order and disjoint.
-fn splice(scanner: &Scanner, raw: &[u8], cuts: &[Cut]) -> Bytes {
+fn splice(scanner: &Scanner, raw: &[u8], cuts: &[Cut], handle: Option<&MakeHandle<'_>>) -> Bytes {
     let mut out = Vec::with_capacity(raw.len());
     let mut at = 0;
-    for Cut { range, id, quote } in cuts {
+    for Cut { range, id, quote, secret } in cuts {
         out.extend_from_slice(raw.get(at..range.start).unwrap_or_default());
         let name = scanner.ids.get(*id).map_or("", String::as_str);
+        let digits = secret.as_deref().and_then(|secret| handle?(*id, secret));
         // Ids contain nothing that JSON would escape.
-        out.extend_from_slice(format!("{quote}[redacted:{name}]{quote}").as_bytes());
+        let mark = match digits {
+            Some(digits) => format!("[secret:{name}:{digits}]"),
+            None => format!("{quote}[redacted:{name}]{quote}"),
+        };
+        out.extend_from_slice(mark.as_bytes());
         at = range.end;
     }
     out.extend_from_slice(raw.get(at..).unwrap_or_default());
     out.into()
+}
+
+/// Text of `params` with values in place of handles, in the strings of `arguments`. `resolve` returns
+/// the handles of a string. A value stands only where the scanner finds it. `None` without handles.
+pub(super) fn resolve_handles(
+    scanner: &Scanner,
+    raw: &[u8],
+    resolve: impl Fn(&[u8]) -> Vec<(Range<usize>, Secret)>,
+) -> Result<Option<Bytes>, Unscanned> {
+    let mut budget = Budget::of(raw.len());
+    let mut places: Vec<(Range<usize>, String)> = Vec::new();
+    each_text::<Unscanned>(raw, |path, text| {
+        if text.role != Role::Value || !path.is_below(raw, b"arguments") {
+            return Ok(false);
+        }
+        let handles = resolve(&text.decoded);
+        if handles.is_empty() {
+            return Ok(false);
+        }
+        let mut shown = Vec::new();
+        let mut values = Vec::new();
+        let mut at = 0;
+        for (range, value) in &handles {
+            shown.extend_from_slice(text.decoded.get(at..range.start).unwrap_or_default());
+            let start = shown.len();
+            shown.extend_from_slice(value.expose().as_bytes());
+            values.push(start..shown.len());
+            at = range.end;
+        }
+        shown.extend_from_slice(text.decoded.get(at..).unwrap_or_default());
+        let hits = scanner.scan(&shown, &mut budget)?;
+        let is_found = |value: &Range<usize>| {
+            let covers = |hit: &Hit| hit.range.start <= value.start && value.end <= hit.range.end;
+            hits.iter().any(covers)
+        };
+        if !values.iter().all(is_found) {
+            return Ok(false);
+        }
+        let ranges: Vec<_> = handles.iter().map(|(range, _)| range.clone()).collect();
+        let located = locate(raw.get(text.span.clone()).unwrap_or_default(), &ranges);
+        places.extend(located.into_iter().zip(handles).map(|(place, (_, value))| {
+            let quoted = serde_json::Value::from(value.expose()).to_string();
+            let inner = quoted.get(1..quoted.len() - 1).unwrap_or_default().to_owned();
+            (place.start + text.span.start..place.end + text.span.start, inner)
+        }));
+        Ok(false)
+    })?;
+    if places.is_empty() {
+        return Ok(None);
+    }
+    let mut out = Vec::with_capacity(raw.len());
+    let mut at = 0;
+    for (range, value) in places {
+        out.extend_from_slice(raw.get(at..range.start).unwrap_or_default());
+        out.extend_from_slice(value.as_bytes());
+        at = range.end;
+    }
+    out.extend_from_slice(raw.get(at..).unwrap_or_default());
+    Ok(Some(out.into()))
 }

@@ -12,22 +12,26 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use super::{
-    Invalid, Known, MIN_KNOWN_BYTES, add,
+    Config, Invalid, Known, MIN_KNOWN_BYTES, add,
     documents::{documents, waste_of},
     encodings::{MIN_LIST, encoded},
+    files::RuleFiles,
     json_strings::quote_long_numbers,
     layers::Layers,
     named::{self, is_harmless},
     names::{Counts, is_named_by_another, is_secret, names_another},
-    once, rules,
+    once,
+    rules::{self, Rule},
     scan::{Budget, Hit, Scanner, Spent},
 };
 
-/// Removes secrets from stored text. It knows every built-in rule, whatever the chain's settings;
+/// Removes secrets from stored text. It knows every built-in rule, whatever the chain's settings, and those of files;
 /// the values that servers get, also line by line, because text stored by line contains a
 /// multi-line key in parts; their spellings in JSON, once and within another string; and values
 /// that only their name marks as secret (see [`super::names`]).
 pub struct Scrubber {
+    /// Built-in rules, and those of files.
+    rules: Vec<Rule>,
     scanner: ArcSwap<Scanner>,
     registered: Mutex<Vec<Known>>,
 }
@@ -106,9 +110,25 @@ impl Scrubber {
     /// # Errors
     /// Values with which nothing could be scanned.
     pub fn new(registered: &[Known]) -> Result<Self, Invalid> {
+        Self::with_rules(registered, [])
+    }
+
+    /// Redactor that also knows the rules in the files of these settings. It knows no baselines:
+    /// what they allow in messages stays out of records.
+    ///
+    /// # Errors
+    /// Values with which nothing could be scanned; a file that is not valid.
+    pub fn with_rules<'a>(
+        registered: &[Known],
+        settings: impl IntoIterator<Item = &'a Config>,
+    ) -> Result<Self, Invalid> {
+        let mut rules = rules::built_in()?.to_vec();
+        for config in settings {
+            rules.append(&mut RuleFiles::read(config)?.rules);
+        }
         let registered = once(registered);
-        let scanner = ArcSwap::from_pointee(Self::scanner(&registered)?);
-        Ok(Self { scanner, registered: Mutex::new(registered) })
+        let scanner = ArcSwap::from_pointee(Self::scanner(&rules, &registered)?);
+        Ok(Self { rules, scanner, registered: Mutex::new(registered) })
     }
 
     /// Also searches these values from now on. Of older ones the newest are kept, so values in use
@@ -120,14 +140,13 @@ impl Scrubber {
         let mut registered = self.registered.lock();
         let mut all = registered.clone();
         if add(&mut all, more) {
-            self.scanner.store(Arc::new(Self::scanner(&all)?));
+            self.scanner.store(Arc::new(Self::scanner(&self.rules, &all)?));
         }
         *registered = all;
         Ok(())
     }
 
-    fn scanner(registered: &[Known]) -> Result<Scanner, Invalid> {
-        let rules = rules::built_in()?.to_vec();
+    fn scanner(rules: &[Rule], registered: &[Known]) -> Result<Scanner, Invalid> {
         let mut exact = Vec::new();
         for secret in registered {
             let value = secret.value.expose();
@@ -140,7 +159,7 @@ impl Scrubber {
             }
         }
         let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
-        Ok(Scanner::new(rules, &exact)?)
+        Ok(Scanner::new(rules.to_vec(), &exact)?)
     }
 
     /// Replaces secrets by `[redacted:RULE]`. A text that is too expensive to scan is replaced

@@ -1,10 +1,17 @@
 //! Rules: parsed from TOML, checked and compiled.
 
-use std::sync::LazyLock;
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+};
 
 use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::hir::{Hir, HirKind};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::gitleaks::AllowList;
 
 /// Built-in rules.
 pub(super) const BUILT_IN: &str = include_str!("rules.toml");
@@ -23,7 +30,7 @@ pub(super) fn built_in() -> Result<&'static [Rule], IllegalRules> {
 }
 
 /// Limit of a compiled rule in bytes.
-const MAX_RULE_BYTES: usize = 4 << 20;
+pub(super) const MAX_RULE_BYTES: usize = 4 << 20;
 /// Limit in bytes of the part of a secret whose entropy counts.
 const MAX_ENTROPY_BYTES: usize = 128;
 /// Limit in bytes around a keyword for the longest match of a rule.
@@ -73,6 +80,8 @@ pub(super) struct Source {
     #[serde(default)]
     pub unless: Option<String>,
     #[serde(default)]
+    pub severity: Severity,
+    #[serde(default)]
     pub action: Option<super::Action>,
     /// Templates that this rule must find.
     #[serde(rename = "match")]
@@ -82,6 +91,23 @@ pub(super) struct Source {
     #[serde(default)]
     #[cfg_attr(not(test), expect(dead_code, reason = "only tests read the templates"))]
     pub clean: Vec<String>,
+}
+
+/// Harm that a secret can do.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Alone, it permits little: the address of a webhook, a key that is often public.
+    Low,
+    /// It permits to act in the name of one person or one service, in a limited way.
+    Medium,
+    /// It permits to use an account of a vendor.
+    #[default]
+    High,
+    /// It permits to use a whole infrastructure, or to sign for others.
+    Critical,
 }
 
 /// Test of a match beside its regex.
@@ -96,6 +122,9 @@ pub(super) enum Check {
     NotWords,
     /// A UUID or a digest, whose digits are mixed.
     Hash,
+    /// A private key with as many digits of base64 as the shortest of its kind: not a sample that
+    /// somebody shortened, nor words.
+    KeyBody,
 }
 
 /// Words between a keyword and the end of its name, for rules with `named`. Other words make the
@@ -138,6 +167,8 @@ pub enum IllegalRules {
     Version(u32),
     #[error("secret rule `{id}`: {reason}")]
     Rule { id: String, reason: String },
+    #[error("{}:{line}: {problem}; {remedy}", path.display())]
+    File { path: PathBuf, line: usize, problem: String, remedy: String },
 }
 
 /// Compiled rule.
@@ -153,18 +184,32 @@ pub(super) struct Rule {
     pub one_line: bool,
     /// Whether the format has a line at its end.
     pub has_end: bool,
+    pub severity: Severity,
     pub action: Option<super::Action>,
     /// Number of bytes before and after a keyword that a match can reach.
     pub before: usize,
     pub after: usize,
+    /// Whether another match is searched within a rejected one.
+    pub retries_within: bool,
     /// Length of the shortest match in bytes.
     pub shortest: usize,
     pub regex: Regex,
-    /// Whether the secret is the whole match.
-    pub is_whole: bool,
-    entropy: Option<f64>,
-    check: Option<Check>,
-    unless: Option<Regex>,
+    /// Part of a match that is the secret.
+    pub group: Group,
+    pub entropy: Option<f64>,
+    pub check: Option<Check>,
+    pub unless: Option<Regex>,
+    /// Matches that are not secrets.
+    pub allowed: Vec<Arc<AllowList>>,
+}
+
+/// Part of a match that is the secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Group {
+    Whole,
+    Number(usize),
+    /// First group that matched a text; without, the whole match.
+    FirstWithText,
 }
 
 /// Parses a file of rules.
@@ -229,6 +274,7 @@ impl Rule {
             named: source.named,
             one_line: source.one_line || source.named,
             has_end: source.regex.contains("-----END"),
+            severity: source.severity,
             action: source.action,
             before: match source.keyword_inside {
                 true => reach,
@@ -236,13 +282,54 @@ impl Rule {
                 false => usize::from(source.named),
             },
             after: reach,
+            retries_within: true,
             shortest: shortest.unwrap_or(0),
             regex,
-            is_whole: is_whole(&hir),
+            group: if is_whole(&hir) { Group::Whole } else { Group::Number(1) },
             entropy: source.entropy,
             check: source.check,
             unless: source.unless.as_deref().map(|p| compile("unless", p)).transpose()?,
+            allowed: Vec::new(),
         })
+    }
+
+    /// Range of the secret in a match.
+    pub(super) fn secret(&self, text: &[u8], matched: &Range<usize>) -> Range<usize> {
+        let groups = || self.regex.captures_at(text, matched.start);
+        let group = match self.group {
+            Group::Whole => None,
+            Group::Number(number) => groups().and_then(|groups| groups.get(number)),
+            Group::FirstWithText => groups()
+                .and_then(|groups| groups.iter().skip(1).flatten().find(|one| !one.is_empty())),
+        };
+        group.map_or_else(|| matched.clone(), |group| group.range())
+    }
+
+    /// Whether an allowlist has a match.
+    pub(super) fn is_allowed(
+        &self,
+        text: &[u8],
+        matched: &Range<usize>,
+        secret: &Range<usize>,
+    ) -> bool {
+        if self.allowed.is_empty() {
+            return false;
+        }
+        let before = text.get(..matched.start).unwrap_or_default();
+        let after = text.get(matched.end..).unwrap_or_default();
+        let start = memchr::memrchr(b'\n', before).map_or(0, |end| end + 1);
+        let end = memchr::memchr(b'\n', after).map_or(text.len(), |length| matched.end + length);
+        let part = |range: Range<usize>| text.get(range).unwrap_or_default();
+        let (line, all) = (part(start..end), part(matched.clone()));
+        self.allowed.iter().any(|list| list.allows(all, part(secret.clone()), line))
+    }
+
+    /// Position at which the next match can begin after a rejected one.
+    pub(super) fn next_start(&self, text: &[u8], matched: &Range<usize>) -> usize {
+        match self.entropy {
+            Some(least) if self.group == Group::Whole => next_start(text, matched, least),
+            _ => matched.start + 1,
+        }
     }
 
     /// Whether a match of the regex is a secret.
@@ -300,12 +387,33 @@ impl Check {
                     && value.iter().any(u8::is_ascii_alphabetic)
                     && entropy(value) >= MIN_HASH_ENTROPY
             }
+            Self::KeyBody => is_key(secret),
             Self::GithubCrc32 => secret
                 .split_last_chunk::<6>()
                 .and_then(|(token, sum)| Some((token.split_last_chunk::<30>()?.1, sum)))
                 .is_some_and(|(random, sum)| base62(crc32fast::hash(random)) == *sum),
         }
     }
+}
+
+/// Minimum number of digits of base64 of an RSA, DSA, OpenSSH or PGP key, and of any other, such as
+/// an Ed25519 key in PKCS #8.
+const MIN_RSA_DIGITS: usize = 300;
+const MIN_KEY_DIGITS: usize = 60;
+/// Minimum number of digits in a line of a private key.
+const MIN_KEY_LINE: usize = 40;
+
+/// Whether a text in PEM has as many digits as a private key.
+fn is_key(text: &[u8]) -> bool {
+    let at = memchr::memmem::find(text, b"KEY").unwrap_or_default();
+    let (header, body) = text.split_at(at);
+    let is_long = [&b"RSA"[..], b"DSA", b"OPENSSH", b"PGP"]
+        .iter()
+        .any(|kind| memchr::memmem::find(header, kind).is_some());
+    let least = if is_long { MIN_RSA_DIGITS } else { MIN_KEY_DIGITS };
+    let is_digit = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=');
+    let digits = body.iter().filter(|b| is_digit(b)).count();
+    digits >= least && body.split(|b| !is_digit(b)).any(|line| line.len() >= MIN_KEY_LINE)
 }
 
 /// Minimum Shannon entropy of a digest in bits per byte. Random ones have 3.2 and more.
@@ -396,6 +504,36 @@ pub(super) fn base62(mut number: u32) -> [u8; 6] {
     out
 }
 
+/// Position behind `start` at which a secret can begin in a match with too low an entropy. Up to
+/// there, the entropy of the bytes that count is too low, too. Visits each byte once.
+pub(super) fn next_start(text: &[u8], matched: &Range<usize>, least: f64) -> usize {
+    let bytes = text.get(matched.clone()).unwrap_or_default();
+    let Some((window, _)) = bytes.split_at_checked(MAX_ENTROPY_BYTES) else {
+        return matched.start + 1;
+    };
+    let mut counts = [0_u32; 256];
+    window.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+    // Sum of `n log n`, from which the entropy follows.
+    let term =
+        |count: u32| if count < 2 { 0.0 } else { f64::from(count) * f64::from(count).log2() };
+    let mut sum: f64 = counts.iter().map(|count| term(*count)).sum();
+    let total = MAX_ENTROPY_BYTES as f64;
+    for (passed, (first, next)) in
+        bytes.iter().zip(bytes.iter().skip(MAX_ENTROPY_BYTES)).enumerate()
+    {
+        if first != next {
+            let (old, new) = (counts[usize::from(*first)], counts[usize::from(*next)]);
+            sum += term(old - 1) - term(old) + term(new + 1) - term(new);
+            counts[usize::from(*first)] -= 1;
+            counts[usize::from(*next)] += 1;
+        }
+        if total.log2() - sum / total >= least {
+            return matched.start + passed + 1;
+        }
+    }
+    matched.end - MAX_ENTROPY_BYTES + 1
+}
+
 /// Shannon entropy in bits per byte, of the first [`MAX_ENTROPY_BYTES`].
 fn entropy(text: &[u8]) -> f64 {
     let text = text.get(..MAX_ENTROPY_BYTES).unwrap_or(text);
@@ -460,6 +598,18 @@ mod tests {
         assert!(found("{base36:24}") > 990);
         assert!(found("{base64url:40}") > 990);
         assert!(!Check::Hash.holds(b"", b"00000000000000000000000000000000"));
+    }
+
+    #[test]
+    fn secret_behind_text_of_low_entropy_is_not_skipped() {
+        let low = b"glpat-".repeat(60);
+        let high: Vec<u8> = (b'0'..=b'z').filter(u8::is_ascii_alphanumeric).collect();
+        let text = [&low[..], &high, &high, &high].concat();
+        let entropy_at = |at: usize| entropy(&text[at..]);
+        let next = next_start(&text, &(0..text.len()), 3.2);
+        assert!((1..next).all(|at| entropy_at(at) < 3.2 + 1e-9) && entropy_at(next) > 3.2 - 1e-9);
+        assert_eq!(next_start(&low, &(0..low.len()), 3.2), low.len() - MAX_ENTROPY_BYTES + 1);
+        assert_eq!(next_start(b"short", &(0..5), 3.2), 1);
     }
 
     #[test]

@@ -5,18 +5,20 @@ use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
     hash::{BuildHasher as _, RandomState},
     ops::Range,
+    sync::Arc,
 };
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
+    baseline::Baseline,
     encodings::{
         Allowance, OVERLAP_BYTES, Of, PART_BYTES, View, byte_lists, long_archives, run_start, runs,
         views,
     },
     json_strings::is_of_number,
     layers::Layers,
-    rules::{IllegalRules, Rule},
+    rules::{IllegalRules, Rule, Severity},
 };
 
 /// A secret in a text.
@@ -83,7 +85,7 @@ impl Clean {
 
 /// Limit in bytes for a short text, in addition to a multiple of its length.
 const BASE_REJECTED_BYTES: usize = 1 << 20;
-const REJECTED_FACTOR: usize = 2;
+const REJECTED_FACTOR: usize = 16;
 /// The same for the bytes near keywords, in the texts of the message and in views. A text has few
 /// keywords, unless they are there for the work that they cause.
 const BASE_MATCHED_BYTES: usize = 16 << 20;
@@ -139,7 +141,11 @@ pub(super) struct Scanner {
     keywords: AhoCorasick,
     /// Rule of each keyword, and the keyword's text if its case counts.
     owners: Vec<(usize, Option<Vec<u8>>)>,
+    /// Rules without keywords.
+    everywhere: Vec<usize>,
     known: Option<AhoCorasick>,
+    /// Texts that are not secrets, except known ones.
+    allowed: Arc<Baseline>,
     /// Names: of the rules, then of the known secrets.
     pub ids: Vec<String>,
     /// The same as a set.
@@ -162,7 +168,11 @@ impl Scanner {
             |error: aho_corasick::BuildError| IllegalRules::Unreadable(error.to_string());
         let mut owners = Vec::new();
         let mut texts = Vec::new();
+        let mut everywhere = Vec::new();
         for (i, rule) in rules.iter().enumerate() {
+            if rule.keywords.is_empty() {
+                everywhere.push(i);
+            }
             for keyword in &rule.keywords {
                 texts.push(keyword.as_bytes());
                 owners.push((i, (!rule.ignore_case).then(|| keyword.as_bytes().to_vec())));
@@ -187,12 +197,24 @@ impl Scanner {
         Ok(Self {
             keywords,
             owners,
+            everywhere,
             known: exact,
+            allowed: Arc::default(),
             set: ids.iter().cloned().collect(),
             ids,
             shortest: shortest.chain(known.iter().map(|(_, text)| text.len())).min().unwrap_or(0),
             rules,
         })
+    }
+
+    /// The same, except for the secrets of this baseline.
+    pub(super) fn without(self, allowed: Arc<Baseline>) -> Self {
+        Self { allowed, ..self }
+    }
+
+    /// Severity of the secrets of a rule. Known secrets are of a server, whatever they permit.
+    pub(super) fn severity(&self, id: usize) -> Severity {
+        self.rules.get(id).map_or(Severity::Critical, |rule| rule.severity)
     }
 
     /// Action that a rule requires, whatever the default in the settings.
@@ -428,7 +450,7 @@ impl Scanner {
                 _ => &mut budget.matched_in_views,
             };
             *left = left.checked_sub(window.end - window.start).ok_or(Spent)?;
-            search(rule, text, &window, &mut budget.rejected, &mut hits)?;
+            search(rule, text, &window, &self.allowed, &mut budget.rejected, &mut hits)?;
         }
         budget.clean.is_over |= !hits.is_empty();
         for hit in &mut hits {
@@ -440,7 +462,9 @@ impl Scanner {
     /// Ranges to try each rule in: around each keyword, with adjacent windows of one rule joined,
     /// so that a rule reads each byte once.
     fn windows(&self, text: &[u8]) -> Vec<Window> {
-        let mut windows: Vec<Window> = Vec::new();
+        let all = self.everywhere.iter();
+        let mut windows: Vec<Window> =
+            all.map(|rule| Window { rule: *rule, start: 0, end: text.len() }).collect();
         // Last window of each rule.
         let mut lasts: Vec<Option<usize>> = Vec::new();
         for found in self.keywords.find_overlapping_iter(text) {
@@ -479,6 +503,7 @@ fn search(
     rule: &Rule,
     text: &[u8],
     window: &Window,
+    allowed: &Baseline,
     rejected: &mut usize,
     hits: &mut Vec<Hit>,
 ) -> Result<(), Spent> {
@@ -488,20 +513,22 @@ fn search(
         && let Some(found) = rule.regex.find_at(seen, at)
     {
         let matched = found.range();
-        let group = || {
-            let groups = rule.regex.captures_at(seen, matched.start)?;
-            groups.get(1).map(|group| group.range())
-        };
-        let secret = if rule.is_whole { None } else { group() }.unwrap_or_else(|| matched.clone());
-        if seen.get(secret.clone()).is_some_and(|secret| rule.accepts(secret)) {
+        let secret = rule.secret(seen, &matched);
+        if seen.get(secret.clone()).is_some_and(|text| rule.accepts(text) && !allowed.has(text))
+            && !rule.is_allowed(text, &matched, &secret)
+        {
             // The character after a secret may be the one before the next.
             at = secret.end.max(matched.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
             continue;
         }
+        if !rule.retries_within {
+            at = matched.end.max(matched.start + 1);
+            continue;
+        }
         // A rejected match may hide one that begins within it.
         *rejected = rejected.checked_sub(matched.len()).ok_or(Spent)?;
-        at = matched.start + 1;
+        at = rule.next_start(seen, &matched);
     }
     Ok(())
 }

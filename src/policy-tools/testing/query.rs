@@ -356,7 +356,7 @@ impl Reader<'_> {
 }
 
 /// Obligations, by the names of their annotations.
-const OBLIGATIONS: [&str; 6] = ["approve", "redact", "rate", "note", "label", "keep"];
+const OBLIGATIONS: [&str; 7] = ["approve", "redact", "rate", "note", "label", "secrets", "keep"];
 
 /// Actions that decide what lists show.
 const LISTED: [Action; 5] = [

@@ -434,6 +434,7 @@ fn asks(rules: &[Rule]) -> BTreeSet<&'static str> {
                 ("rate", obligations.rate.is_some()),
                 ("note", obligations.note.is_some()),
                 ("label", !obligations.labels.is_empty()),
+                ("secrets", !obligations.secrets.is_empty()),
                 ("keep", obligations.keep != Keep::default()),
             ]
         })

@@ -176,7 +176,7 @@ permit (principal, action, resource);"#)]), @r#"
      3 │ @resaon("typo")
        ╰────
       help: known are `@id`, `@reason`, `@keep`, `@mode`, `@redact`, `@approve`, `@rate`, `@note`,
-            `@label`; remove it: it has no effect
+            `@label`, `@secrets`; remove it: it has no effect
     policy-annotation
 
       × unknown annotation `@resaon`

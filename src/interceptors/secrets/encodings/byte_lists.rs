@@ -2,7 +2,14 @@
 
 use std::{ops::Range, sync::LazyLock};
 
-use super::{Budget, Builder, Each, OVERLAP_BYTES, PART_BYTES, Runs, Spent, hex_byte, is_worth};
+use super::{
+    super::scan::{Budget, Spent},
+    Each, OVERLAP_BYTES, PART_BYTES,
+    decoded::is_worth,
+    digits::hex_byte,
+    runs::Runs,
+    view::Builder,
+};
 
 /// Minimum number of bytes of a list.
 pub(in super::super) const MIN_LIST: usize = 12;

@@ -6,7 +6,10 @@ use std::sync::OnceLock;
 use unicode_normalization::UnicodeNormalization;
 use unicode_security::skeleton;
 
-use super::{Builder, View, hex_byte};
+use super::{
+    digits::hex_byte,
+    view::{Builder, View},
+};
 
 /// View with percent escapes, HTML entities and characters other than ASCII resolved. Bytes that are
 /// not UTF-8 are left out.

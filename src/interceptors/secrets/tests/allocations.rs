@@ -92,7 +92,7 @@ fn memory_of_a_scan_does_not_grow_with_the_text() {
 #[test]
 fn secrets_in_an_archive_need_no_memory_each() {
     let scanner = scanner();
-    let url = made("http://{colon}abc@a ");
+    let url = made("http://{colon}abd@a ");
     let text = STANDARD.encode(gzip(url.repeat(BYTES / 4 / url.len()).as_bytes()));
     // An archive of many texts beside it pays for its content.
     let text = format!("{text} {}", "words of a text ".repeat(BYTES / 32 / 16));

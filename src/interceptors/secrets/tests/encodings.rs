@@ -1,8 +1,6 @@
-//! Encoded secrets, and the measurement of the scanner.
+//! Encoded secrets.
 
-use std::{
-    collections::BTreeMap, fs, io::Write as _, path::PathBuf, sync::LazyLock, time::Instant,
-};
+use std::{io::Write as _, sync::LazyLock};
 
 use base64::{
     Engine as _, engine::general_purpose::STANDARD, engine::general_purpose::URL_SAFE_NO_PAD,
@@ -20,7 +18,7 @@ use crate::secrets::{
 };
 
 /// Name of an encoding, and its function.
-type Encoding = (&'static str, fn(&str) -> String);
+pub(super) type Encoding = (&'static str, fn(&str) -> String);
 
 fn base32(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
@@ -107,7 +105,7 @@ fn decimal_list(text: &str, separator: &str) -> String {
     text.bytes().map(|byte| byte.to_string()).collect::<Vec<_>>().join(separator)
 }
 
-const ENCODINGS: [Encoding; 35] = [
+pub(super) const ENCODINGS: [Encoding; 35] = [
     ("plain", str::to_owned),
     ("base64", |text| STANDARD.encode(text)),
     ("base64url without padding", |text| URL_SAFE_NO_PAD.encode(text)),
@@ -147,56 +145,6 @@ const ENCODINGS: [Encoding; 35] = [
     ("base64 of base64", |text| STANDARD.encode(STANDARD.encode(text))),
     ("hex of gzip of base64", |text| hex(&gzip(STANDARD.encode(text).as_bytes()))),
 ];
-
-#[test]
-fn every_rule_finds_its_secret_in_every_encoding() {
-    let tables = secrets(&Config::default()).tables.load_full();
-    let sources = rules::read(rules::BUILT_IN).unwrap();
-    println!("| encoding | formats of their own | values behind a name |\n|---|---|---|");
-    for (name, encode) in ENCODINGS {
-        // Of formats, and of values that a name makes a secret.
-        let (mut found, mut all) = ([0; 2], [0; 2]);
-        let mut missed = Vec::new();
-        for (own, source) in sources.iter().enumerate() {
-            let sample = expand(&source.matches[0], &mut Seed::new(100 + own as u64));
-            // A rule that also finds the plain sample is as good.
-            let hits = tables.scanner.scan(sample.as_bytes(), &mut Budget::of(sample.len()));
-            let hits = hits.unwrap();
-            let expected = |id: usize| id == own || hits.iter().any(|hit| hit.id == id);
-            let encoded = encode(&sample);
-            let text = format!("(start) | {encoded} | (end)");
-            let raw = json!({ "content": [{ "type": "text", "text": text }] }).to_string();
-            let report = tables.inspect(Phase::Response, raw.as_bytes()).unwrap();
-            let group = usize::from(source.named);
-            all[group] += 1;
-            let Some(redacted) = report.redacted else {
-                missed.push(source.id.as_str());
-                continue;
-            };
-            let value: Value = serde_json::from_slice(&redacted).unwrap();
-            let shown = value["content"][0]["text"].as_str().unwrap();
-            let what = format!("{} in {name}: {shown}", source.id);
-            assert!(report.found.iter().any(|one| expected(one.id)), "{what}");
-            assert!(shown.starts_with("(start) | ") && shown.ends_with(" | (end)"), "{what}");
-            // No part of the secret stays, whatever its encoding.
-            for hit in &hits {
-                let secret = encode(&sample[hit.range.clone()]);
-                let (first, last) = secret.split_at(secret.floor_char_boundary(secret.len() / 2));
-                let last = last.trim_end_matches('=');
-                assert!(!shown.contains(first) && !shown.contains(last), "{what}");
-            }
-            let again = tables.inspect(Phase::Response, &redacted).unwrap();
-            assert_eq!(again, Report::default(), "{what}");
-            found[group] += 1;
-        }
-        let share = |group: usize| format!("{} of {}", found[group], all[group]);
-        println!("| {name} | {} | {} |", share(0), share(1));
-        assert!(
-            100 * found.iter().sum::<u32>() >= 97 * all.iter().sum::<u32>(),
-            "{name}: {missed:?}"
-        );
-    }
-}
 
 #[tokio::test]
 async fn encoded_secret_is_redacted_as_a_whole() {
@@ -447,7 +395,7 @@ fn work(scanner: &Scanner, text: &str) -> (usize, bool) {
 }
 
 /// Texts that cause much work, and whether they are scanned anyway.
-fn hostile_texts(length: usize) -> Vec<(String, bool)> {
+pub(super) fn hostile_texts(length: usize) -> Vec<(String, bool)> {
     let sources = rules::read(rules::BUILT_IN).unwrap();
     let keywords: Vec<&str> =
         sources.iter().flat_map(|rule| &rule.keywords).map(String::as_str).collect();
@@ -572,7 +520,7 @@ fn work_on_members_is_linear() {
         format!("{}\"a\"{}", "[".repeat(100), "]".repeat(100)),
     ] {
         let mut budget = Budget::of(raw.len());
-        let report = payload::inspect_within(&mut budget, &scanner, &actions, raw.as_bytes());
+        let report = payload::inspect_within(&mut budget, &scanner, &actions, raw.as_bytes(), None);
         assert!(report.is_ok(), "{raw:.60}");
         assert_paid(budget.scanned, raw.len(), &raw);
     }
@@ -609,7 +557,8 @@ fn exhausted_budget_is_a_fault() {
                 json!([{ "a": encoded }, bomb]),
             ] {
                 for phase in [Phase::Request, Phase::Response] {
-                    let fault = tables.inspect(phase, raw.to_string().as_bytes()).unwrap_err();
+                    let fault =
+                        tables.inspect(phase, raw.to_string().as_bytes(), &[], None).unwrap_err();
                     assert!(fault.0.contains("too much encoded text"), "{fault}");
                 }
             }
@@ -682,7 +631,9 @@ fn ordinary_mail_is_scanned() {
             let json = json!({ "messages": [{ "snippet": "a mail", "body": text }] }).to_string();
             for text in [text, json] {
                 let raw = json!({ "content": [{ "type": "text", "text": text }] }).to_string();
-                let report = tables.inspect(Phase::Response, raw.as_bytes());
+                let report = tables
+                    .inspect(Phase::Response, raw.as_bytes(), &[], None)
+                    .map(|one| one.report);
                 let report =
                     report.unwrap_or_else(|fault| panic!("{} of {count}: {fault}", raw.len()));
                 assert_eq!(report.redacted.is_some(), text.contains(&token()), "{count}");
@@ -766,7 +717,10 @@ fn encodings_hide_no_token() {
     let token = token();
     for text in bypasses(&token) {
         for raw in [json!([text]), json!({ "a": json!([text]).to_string() })] {
-            let report = tables.inspect(Phase::Request, raw.to_string().as_bytes()).unwrap();
+            let report = tables
+                .inspect(Phase::Request, raw.to_string().as_bytes(), &[], None)
+                .map(|one| one.report)
+                .unwrap();
             assert!(report.refuse, "{text:.200}");
             let ids: Vec<_> =
                 report.found.iter().map(|one| tables.scanner.ids[one.id].as_str()).collect();
@@ -786,67 +740,4 @@ proptest! {
             prop_assert!(text.get(hit.range).is_some());
         }
     }
-}
-
-fn files(directory: PathBuf, all: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() { files(path, all) } else { all.push(path) }
-    }
-}
-
-/// Limit of the shown files of a rule.
-const MAX_SHOWN_FILES: usize = 20;
-
-/// Prints the findings per megabyte in the texts below `PORTCULLIS_CORPUS`, by default this
-/// directory, some files of each rule, the files that are a fault, and the throughput beside that of
-/// a parser. Each file is a text block, and once more JSON in one. No file of this directory is a
-/// fault.
-#[test]
-fn findings_and_throughput_on_a_corpus() {
-    let tables = secrets(&Config::default()).tables.load_full();
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let corpus = std::env::var_os("PORTCULLIS_CORPUS");
-    let is_here = corpus.is_none();
-    let mut all = Vec::new();
-    files(corpus.map_or(here, PathBuf::from), &mut all);
-    let (mut bytes, mut scan, mut parse) = (0, 0.0, 0.0);
-    let mut faults = Vec::new();
-    let mut found: BTreeMap<&str, Vec<&PathBuf>> = BTreeMap::new();
-    let mut count = 0;
-    let texts = all.iter().filter_map(|path| Some((path, fs::read_to_string(path).ok()?)));
-    let twice = texts.flat_map(|(path, text)| {
-        let json = json!({ "file": text }).to_string();
-        [(path, text), (path, json)]
-    });
-    for (path, text) in twice {
-        let raw = json!({ "content": [{ "type": "text", "text": text }] }).to_string();
-        bytes += raw.len();
-        let start = Instant::now();
-        let value: Value = serde_json::from_str(&raw).unwrap();
-        parse += start.elapsed().as_secs_f64();
-        drop(value);
-        let start = Instant::now();
-        let report = tables.inspect(Phase::Response, raw.as_bytes());
-        scan += start.elapsed().as_secs_f64();
-        let Ok(report) = report else {
-            faults.push(path);
-            continue;
-        };
-        assert!(report.redacted.is_none_or(|raw| serde_json::from_slice::<Value>(&raw).is_ok()));
-        count += report.found.len() + report.more;
-        for one in report.found {
-            found.entry(tables.scanner.ids[one.id].as_str()).or_default().push(path);
-        }
-    }
-    let megabytes = bytes as f64 / 1e6;
-    println!("{megabytes:.1} MB; findings per MB: {:.4}", count as f64 / megabytes);
-    for (id, paths) in &mut found {
-        println!("{id}: {}", paths.len());
-        paths.dedup();
-        paths.iter().take(MAX_SHOWN_FILES).for_each(|path| println!("  {}", path.display()));
-    }
-    println!("faults: {faults:?}");
-    assert!(!is_here || faults.is_empty(), "{faults:?}");
-    println!("scan: {:.0} MB/s; serde_json: {:.0} MB/s", megabytes / scan, megabytes / parse);
 }
