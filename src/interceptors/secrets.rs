@@ -23,6 +23,7 @@ mod json_strings;
 mod layers;
 mod named;
 mod names;
+mod pattern;
 mod payload;
 mod redactor;
 mod rules;

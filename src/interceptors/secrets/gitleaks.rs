@@ -13,7 +13,8 @@ use toml::Spanned;
 
 use super::{
     encodings::OVERLAP_BYTES,
-    rules::{Group, IllegalRules, MAX_RULE_BYTES, Rule, Severity},
+    pattern::MAX_PATTERN_BYTES,
+    rules::{Group, IllegalRules, Rule, Severity},
 };
 
 /// Bytes around a keyword that are searched for a match without a maximum length.
@@ -277,7 +278,7 @@ fn compiled(
         retries_within: false,
         shortest: length(regex_syntax::hir::Properties::minimum_len).unwrap_or(0),
         group: if expression.captures_len() == 1 { Group::Whole } else { group },
-        regex: expression,
+        regex: expression.into(),
         entropy: rule.entropy.filter(|least| *least > 0.0),
         check: None,
         unless: None,
@@ -347,7 +348,7 @@ fn expression(
 ) -> Result<(Regex, bool), IllegalRules> {
     let pattern = translate(regex.get_ref());
     let compile = |is_unicode: bool| {
-        RegexBuilder::new(&pattern).unicode(is_unicode).size_limit(MAX_RULE_BYTES).build()
+        RegexBuilder::new(&pattern).unicode(is_unicode).size_limit(MAX_PATTERN_BYTES).build()
     };
     let first = match compile(false) {
         Ok(regex) => return Ok((regex, false)),

@@ -6,12 +6,11 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
-use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::hir::{Hir, HirKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::gitleaks::AllowList;
+use super::{gitleaks::AllowList, pattern::Pattern};
 
 /// Built-in rules.
 pub(super) const BUILT_IN: &str = include_str!("rules.toml");
@@ -29,8 +28,6 @@ pub(super) fn built_in() -> Result<&'static [Rule], IllegalRules> {
     }
 }
 
-/// Limit of a compiled rule in bytes.
-pub(super) const MAX_RULE_BYTES: usize = 4 << 20;
 /// Limit in bytes of the part of a secret whose entropy counts.
 const MAX_ENTROPY_BYTES: usize = 128;
 /// Limit in bytes around a keyword for the longest match of a rule.
@@ -193,12 +190,12 @@ pub(super) struct Rule {
     pub retries_within: bool,
     /// Length of the shortest match in bytes.
     pub shortest: usize,
-    pub regex: Regex,
+    pub regex: Pattern,
     /// Part of a match that is the secret.
     pub group: Group,
     pub entropy: Option<f64>,
     pub check: Option<Check>,
-    pub unless: Option<Regex>,
+    pub unless: Option<Pattern>,
     /// Matches that are not secrets.
     pub allowed: Vec<Arc<AllowList>>,
 }
@@ -234,24 +231,17 @@ impl Rule {
         if source.keywords.is_empty() || source.keywords.iter().any(|k| k.len() < 2) {
             return Err(illegal("`keywords` needs texts of two or more bytes".into()));
         }
-        let compile = |key: &str, pattern: &str| {
-            // Bytes, not characters: Unicode classes make scanning ten times slower.
-            RegexBuilder::new(pattern)
-                .unicode(false)
-                .size_limit(MAX_RULE_BYTES)
-                .build()
-                .map_err(|error| illegal(format!("`{key}`: {error}")))
+        let parse = |key: &str, pattern: &str| {
+            let mut parser = regex_syntax::ParserBuilder::new().unicode(false).utf8(false).build();
+            parser.parse(pattern).map_err(|error| illegal(format!("`{key}`: {error}")))
         };
         // A value of its own would be part of the pattern around it.
-        compile("regex", &source.regex)?;
+        parse("regex", &source.regex)?;
         let pattern = source.pattern();
-        let regex = compile("regex", &pattern)?;
-        let hir = regex_syntax::ParserBuilder::new()
-            .unicode(false)
-            .utf8(false)
-            .build()
-            .parse(&pattern)
-            .map_err(|error| illegal(format!("`regex`: {error}")))?;
+        let hir = parse("regex", &pattern)?;
+        if let Some(unless) = &source.unless {
+            parse("unless", unless)?;
+        }
         let (shortest, longest) = (hir.properties().minimum_len(), hir.properties().maximum_len());
         let reach = match (longest, source.reach) {
             (Some(_), Some(_)) => {
@@ -284,18 +274,18 @@ impl Rule {
             after: reach,
             retries_within: true,
             shortest: shortest.unwrap_or(0),
-            regex,
+            regex: Pattern::new(pattern),
             group: if is_whole(&hir) { Group::Whole } else { Group::Number(1) },
             entropy: source.entropy,
             check: source.check,
-            unless: source.unless.as_deref().map(|p| compile("unless", p)).transpose()?,
+            unless: source.unless.clone().map(Pattern::new),
             allowed: Vec::new(),
         })
     }
 
     /// Range of the secret in a match.
     pub(super) fn secret(&self, text: &[u8], matched: &Range<usize>) -> Range<usize> {
-        let groups = || self.regex.captures_at(text, matched.start);
+        let groups = || self.regex.get().ok()?.captures_at(text, matched.start);
         let group = match self.group {
             Group::Whole => None,
             Group::Number(number) => groups().and_then(|groups| groups.get(number)),
@@ -336,7 +326,10 @@ impl Rule {
     pub(super) fn accepts(&self, secret: &[u8]) -> bool {
         self.entropy.is_none_or(|least| entropy(secret) >= least)
             && self.check.is_none_or(|check| check.holds(secret, self.value(secret)))
-            && self.unless.as_ref().is_none_or(|unless| !unless.is_match(secret))
+            && !self
+                .unless
+                .as_ref()
+                .is_some_and(|unless| unless.get().is_ok_and(|unless| unless.is_match(secret)))
             && !(self.named && self.has_keyword(secret))
     }
 
@@ -618,6 +611,14 @@ mod tests {
         assert_eq!(entropy(b"aaaa"), 0.0);
         assert_eq!(entropy(b"abab"), 1.0);
         assert_eq!(entropy(b"abcd"), 2.0);
+    }
+
+    #[test]
+    fn regexes_of_built_in_rules_compile() {
+        for rule in built_in().unwrap() {
+            rule.regex.get().unwrap();
+            rule.unless.iter().for_each(|unless| assert!(unless.get().is_ok()));
+        }
     }
 
     #[test]

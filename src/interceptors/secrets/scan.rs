@@ -508,9 +508,11 @@ fn search(
     hits: &mut Vec<Hit>,
 ) -> Result<(), Spent> {
     let seen = text.get(..window.end).unwrap_or(text);
+    // A rule that cannot be applied refuses the text.
+    let regex = rule.regex.get().map_err(|_| Spent)?;
     let mut at = window.start;
     while at <= seen.len()
-        && let Some(found) = rule.regex.find_at(seen, at)
+        && let Some(found) = regex.find_at(seen, at)
     {
         let matched = found.range();
         let secret = rule.secret(seen, &matched);

@@ -181,7 +181,7 @@ fn samples_of(rule: &rules::Rule) -> Vec<(Vec<u8>, std::ops::Range<usize>)> {
                 [&b"x = "[..], &secret, b"\n"].concat()
             }
         };
-        let matched = rule.regex.find(&text)?.range();
+        let matched = rule.regex.get().unwrap().find(&text)?.range();
         let secret = rule.secret(&text, &matched);
         let is_secret =
             rule.accepts(text.get(secret.clone())?) && !rule.is_allowed(&text, &matched, &secret);
