@@ -1,5 +1,7 @@
 //! Handles of redacted secrets become the secrets again for their own server and client only.
 
+use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
+
 use serde_json::json;
 
 use crate::support::{
@@ -21,7 +23,7 @@ fn setup() -> Written {
             "#
         )
     };
-    Setup::new(&format!("{}{}", server("one"), server("two")))
+    let setup = Setup::new(&format!("{}{}", server("one"), server("two")))
         .and("[[interceptors]]\nuse = \"secrets\"\nhandles = true\n")
         .policies(
             "@id(\"kept\")\n@keep(\"arguments, result\")\npermit (principal, action, resource);",
@@ -29,7 +31,14 @@ fn setup() -> Written {
         .file("one/received", "")
         .file("two/received", "")
         .keyed()
-        .write()
+        .write();
+    // The sandbox has a user of its own.
+    for (name, mode) in
+        [("one", 0o777), ("two", 0o777), ("one/received", 0o666), ("two/received", 0o666)]
+    {
+        std::fs::set_permissions(setup.path(name), Permissions::from_mode(mode)).unwrap();
+    }
+    setup
 }
 
 #[tokio::test]

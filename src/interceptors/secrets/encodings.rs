@@ -5,8 +5,9 @@
 //! - A run encodes bytes as a block: base64, base32 and hex, also with gzip, zlib or UTF-16 within.
 //!   A hit in it covers the whole run.
 //! - A unit encodes one character: `%67`, `&#103;`, `=67`, a fullwidth letter, a homoglyph, a
-//!   zero-width space. The view has the whole text, because a secret may be of any length. A hit
-//!   covers the units that it touches, and the plain text between them.
+//!   zero-width space. The view has the text beside each unit, and the rest of its word and of the
+//!   lines that continue it, because a secret may be long. A hit covers the units that it touches,
+//!   and the plain text between them.
 //!
 //! The caller decodes views again, up to a depth. [`Allowance`] bounds what archives expand to, and
 //! the bytes of all views; what would exceed it is an error. Views are made one after the other, none
