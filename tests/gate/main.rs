@@ -70,4 +70,5 @@ mod shutdown;
 mod signed_images;
 mod streaming;
 mod streams;
+mod under_load;
 mod waiting_calls;

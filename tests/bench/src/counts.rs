@@ -1,11 +1,13 @@
 //! Instructions and system calls of one `tools/call` through the proxy with the full chain. Both
 //! are counts, so a busy machine changes them little, unlike times.
 //!
-//! Each is a slope: the difference between two moments of a proxy that runs, divided by the calls
-//! between them. Start, handshake and first call are before the first moment.
+//! Each is a slope: the difference between two moments of a running proxy, divided by the calls
+//! between them. Start, handshake and first calls are before the first moment.
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,26 +15,31 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use bench::{
+    load::{Client, Endpoint},
+    median,
+    proxy::{self, Prepared, Processes, Setup, full_chain},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-
-use crate::{
-    load::{Client, Endpoint},
-    rows::{self, Prepared, Processes},
-};
+use serde::{Deserialize, Serialize};
 
 /// How long the proxy may take to start under valgrind.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long strace may take to attach, or to write its table.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(30);
+/// Pause after a refused call or handshake.
+const STALL: Duration = Duration::from_secs(1);
+/// Instructions of a call that the tests accept.
+const BASELINE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/baseline.json");
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Calls between the two moments. The audit log packs a block after 2,048 calls, so use a
     /// multiple of that
-    #[arg(long, default_value_t = 4_096)]
+    #[arg(long, default_value_t = 8_192)]
     calls: usize,
     /// Calls before the first moment
     #[arg(long, default_value_t = 2_048)]
@@ -40,9 +47,12 @@ pub struct Args {
     /// Bytes of the argument
     #[arg(long, default_value_t = 100)]
     bytes: usize,
-    /// What the echo server speaks. Default: both
-    #[arg(long = "server", value_enum)]
-    servers: Vec<Server>,
+    /// How often everything is counted, each time on a new state folder
+    #[arg(long, default_value_t = 1)]
+    runs: usize,
+    /// Ways; repeatable. Default: all
+    #[arg(long = "way", value_enum)]
+    ways: Vec<Way>,
     /// What is counted. Default: both
     #[arg(long = "count", value_enum)]
     what: Vec<What>,
@@ -52,19 +62,42 @@ pub struct Args {
     /// Keep the profiles in this folder, for `callgrind_annotate --inclusive=yes FILE`
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
+    /// Compare the instructions with tests/bench/baseline.json, by its number of calls and on the
+    /// ways that it has; fail above its tolerance
+    #[arg(long, conflicts_with_all = ["update", "what", "ways"])]
+    check: bool,
+    /// Count like `--check`, and write tests/bench/baseline.json
+    #[arg(long, conflicts_with_all = ["what", "ways"])]
+    update: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Server {
-    Http,
-    Stdio,
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Deserialize, Serialize,
+)]
+#[serde(rename_all = "kebab-case")]
+enum Way {
+    Floor,
+    FloorStdio,
+    Full,
+    FullStdio,
 }
 
-impl Server {
+impl Way {
+    const ALL: [Self; 4] = [Self::Floor, Self::FloorStdio, Self::Full, Self::FullStdio];
+
     fn name(self) -> &'static str {
         match self {
-            Self::Http => "HTTP",
-            Self::Stdio => "stdio",
+            Self::Floor => "floor",
+            Self::FloorStdio => "floor, stdio",
+            Self::Full => "full chain",
+            Self::FullStdio => "full chain, stdio",
+        }
+    }
+
+    fn floor(self) -> Self {
+        match self {
+            Self::Floor | Self::Full => Self::Floor,
+            Self::FloorStdio | Self::FullStdio => Self::FloorStdio,
         }
     }
 }
@@ -77,108 +110,233 @@ enum What {
     SystemCalls,
 }
 
-/// Runs the measurement.
-pub async fn run(args: &Args) -> anyhow::Result<()> {
+/// The file that instructions are compared with.
+#[derive(Deserialize, Serialize)]
+struct Baseline {
+    tolerance_percent: f64,
+    calls: usize,
+    warm_up: usize,
+    instructions: BTreeMap<Way, u64>,
+}
+
+/// Counts and returns a table in Markdown.
+///
+/// # Errors
+/// If a tool is missing, a call fails, or a count is above its baseline.
+pub async fn run(args: &Args) -> anyhow::Result<String> {
+    if args.check || args.update {
+        return compare(args).await;
+    }
     ensure!(args.calls > 0, "--calls must be at least 1");
-    let this = std::env::current_exe()?;
-    let folder = this.parent().context("this program is in no folder")?;
-    let binary = rows::proxy(args.binary.as_deref())?;
-    // Not in /tmp, which may be memory: audit records go to a disk.
-    let scratch = tempfile::Builder::new().prefix("counts-").tempdir_in(folder)?;
-    let servers = pick(&args.servers, &[Server::Http, Server::Stdio]);
-    let what = pick(&args.what, &[What::Instructions, What::SystemCalls]);
-    println!(
-        "A `tools/call` with an argument of {} bytes, over {} calls by one client.\n",
+    let ways = if args.ways.is_empty() { &Way::ALL[..] } else { &args.ways };
+    let wants = |what| args.what.is_empty() || args.what.contains(&what);
+    let binary = proxy::binary(args.binary.as_deref())?;
+    let mut text = format!(
+        "A call with an argument of {} bytes by one client, over {} calls on a new state folder.\n\n\
+         | way | instructions | ÷ floor | system calls | |\n|---|---|---|---|---|\n",
         args.bytes, args.calls
     );
-    println!("| server | | a call |\n|---|---|---|");
-    for server in servers {
-        for &what in &what {
-            let dir = scratch.path().join(format!("{server:?}-{what:?}"));
-            let mut processes = Processes::default();
-            let mut prepared = match server {
-                Server::Http => rows::prepare(&binary, &dir, "", &mut processes)?,
-                Server::Stdio => rows::prepare_stdio(&binary, &dir)?,
-            };
-            let endpoint = prepared.client("bench")?;
-            let name = server.name();
-            match what {
-                What::Instructions => {
-                    let profile = dir.join("callgrind");
-                    let count =
-                        instructions(&prepared, &endpoint, &profile, args, &mut processes).await?;
-                    println!("| {name} | instructions | {:.0} |", count / args.calls as f64);
-                    if let Some(keep) = &args.keep {
-                        fs::create_dir_all(keep)?;
-                        fs::copy(dumped(&profile), keep.join(format!("callgrind.{name}")))?;
-                    }
+    let mut floors = BTreeMap::new();
+    for &way in ways {
+        let mut cells = [const { String::new() }; 4];
+        if wants(What::Instructions) {
+            let counts = repeated(args, &binary, way).await?;
+            let count = median(counts.clone());
+            floors.insert(way, count);
+            cells[0] = format!("{count:.0}");
+            if let [_, _, ..] = counts[..] {
+                let _ = write!(cells[0], " (spread {:.1} %)", spread(&counts));
+            }
+            if let Some(floor) = floors.get(&way.floor()) {
+                cells[1] = format!("{:.1}", count / floor);
+            }
+        }
+        if wants(What::SystemCalls) {
+            let counts = system_calls(args, &binary, way).await?;
+            let of = |count: u64| count as f64 / args.calls as f64;
+            cells[2] = format!("{:.1}", of(counts.values().sum()));
+            let mut counts: Vec<_> = counts.into_iter().collect();
+            counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+            let most = counts.iter().filter(|(_, count)| of(*count) >= 0.05);
+            let most = most.map(|(call, count)| format!("{call} {:.1}", of(*count)));
+            cells[3] = most.collect::<Vec<_>>().join(", ");
+        }
+        let _ = writeln!(text, "| {} | {} |", way.name(), cells.join(" | "));
+    }
+    Ok(text)
+}
+
+async fn compare(args: &Args) -> anyhow::Result<String> {
+    let text = fs::read_to_string(BASELINE).context(BASELINE)?;
+    let mut baseline: Baseline = serde_json::from_str(&text).context(BASELINE)?;
+    let binary = proxy::binary(args.binary.as_deref())?;
+    let args = Args { calls: baseline.calls, warm_up: baseline.warm_up, ..args.clone() };
+    let mut text = String::new();
+    let mut above = false;
+    for (&way, expected) in &mut baseline.instructions {
+        let count = median(repeated(&args, &binary, way).await?);
+        let change = (count / *expected as f64 - 1.0) * 100.0;
+        let name = way.name();
+        let _ = writeln!(text, "{name}: {count:.0} instructions, {change:+.1} % of {expected}");
+        if args.update {
+            *expected = count.round() as u64;
+        } else if change > baseline.tolerance_percent {
+            above = true;
+        } else if change < -baseline.tolerance_percent {
+            text.push_str(
+                "A call needs fewer instructions than before. Run `cargo run -p bench -- counts \
+                 --update`, and commit tests/bench/baseline.json, so that the gain is kept.\n",
+            );
+        }
+    }
+    if args.update {
+        fs::write(BASELINE, serde_json::to_string_pretty(&baseline)? + "\n")?;
+    }
+    ensure!(
+        !above,
+        "{text}A call needs over {} % more instructions than tests/bench/baseline.json allows. \
+         `cargo run -p bench -- counts --way full --count instructions --keep DIR` keeps a profile. \
+         If the change is worth it, run `cargo run -p bench -- counts --update`.",
+        baseline.tolerance_percent
+    );
+    Ok(text)
+}
+
+/// Difference of the largest and the smallest, in percent of the smallest.
+fn spread(counts: &[f64]) -> f64 {
+    let least = counts.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = counts.iter().copied().fold(0.0, f64::max);
+    (most / least - 1.0) * 100.0
+}
+
+async fn repeated(args: &Args, binary: &Path, way: Way) -> anyhow::Result<Vec<f64>> {
+    let mut counts = Vec::new();
+    for _ in 0..args.runs.max(1) {
+        let count = instructions(args, binary, way).await? / args.calls as f64;
+        eprintln!("{}: {count:.0} instructions", way.name());
+        counts.push(count);
+    }
+    Ok(counts)
+}
+
+/// A process whose calls are counted.
+struct Subject {
+    pid: u32,
+    endpoint: Endpoint,
+    /// What the proxy has logged is of use if a call fails.
+    prepared: Option<Prepared>,
+    /// The echo server, and the process itself.
+    _processes: Processes,
+}
+
+impl Subject {
+    /// Starts it, under a tool if there is one.
+    fn start(binary: &Path, way: Way, dir: &Path, tool: Option<Command>) -> anyhow::Result<Self> {
+        let mut processes = Processes::default();
+        let port = match way {
+            Way::Floor | Way::Full => Some(proxy::server(&mut processes)?.1),
+            Way::FloorStdio | Way::FullStdio => None,
+        };
+        match way {
+            Way::Floor | Way::FloorStdio => {
+                let this = std::env::current_exe()?;
+                let mut command = tool.unwrap_or_else(|| Command::new("env"));
+                command.arg(this).arg("floor");
+                if let Some(port) = port {
+                    command.arg("--upstream").arg(port.to_string());
                 }
-                What::SystemCalls => {
-                    let counts =
-                        system_calls(&prepared, &endpoint, &dir, args, &mut processes).await?;
-                    let all: u64 = counts.values().sum();
-                    let of = |count: u64| count as f64 / args.calls as f64;
-                    let mut counts: Vec<_> = counts.into_iter().collect();
-                    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-                    let most: Vec<_> = counts
-                        .iter()
-                        .filter(|(_, count)| of(*count) >= 0.05)
-                        .map(|(call, count)| format!("{call} {:.1}", of(*count)))
-                        .collect();
-                    let (all, most) = (of(all), most.join(", "));
-                    println!("| {name} | system calls | {all:.1}: {most} |");
+                let (pid, port) = proxy::listening(command, &mut processes)?;
+                let endpoint = Endpoint { port, path: "/mcp".into(), key: None };
+                Ok(Self { pid, endpoint, prepared: None, _processes: processes })
+            }
+            Way::Full | Way::FullStdio => {
+                let servers = match port {
+                    Some(port) => proxy::remote("echo", port),
+                    None => proxy::local("echo")?,
+                };
+                let setup = Setup { servers, chain: full_chain(), ..Setup::default() };
+                let mut prepared = Prepared::new(binary, &dir.join("proxy"), &setup)?;
+                let endpoint = prepared.client("bench")?;
+                let pid = match tool {
+                    Some(tool) => prepared.run_under(tool, PATIENCE, &mut processes)?,
+                    None => prepared.run(&mut processes)?,
+                };
+                Ok(Self { pid, endpoint, prepared: Some(prepared), _processes: processes })
+            }
+        }
+    }
+
+    async fn warm(&self, args: &Args) -> anyhow::Result<Client> {
+        let warm = async {
+            let mut client = Client::connect(&self.endpoint, args.bytes).await;
+            for _ in 0..3 {
+                if client.is_err() {
+                    tokio::time::sleep(STALL).await;
+                    client = Client::connect(&self.endpoint, args.bytes).await;
                 }
             }
+            let mut client = client?;
+            calls(&mut client, args.warm_up.max(1)).await?;
+            anyhow::Ok(client)
+        };
+        warm.await.with_context(|| self.prepared.as_ref().map(Prepared::log).unwrap_or_default())
+    }
+}
+
+/// Makes so many calls that are answered. A disk that stalls for seconds has a call refused, because
+/// it could not be recorded in time.
+async fn calls(client: &mut Client, count: usize) -> anyhow::Result<()> {
+    let mut refused = 0;
+    for _ in 0..count {
+        while !client.try_call().await? {
+            refused += 1;
+            ensure!(refused <= 1 + count / 100, "{refused} of {count} calls are refused");
+            tokio::time::sleep(STALL).await;
         }
     }
     Ok(())
 }
 
-fn pick<T: Copy>(wanted: &[T], all: &[T]) -> Vec<T> {
-    if wanted.is_empty() { all.to_vec() } else { wanted.to_vec() }
-}
-
-/// A client whose first calls are over.
-async fn warm(endpoint: &Endpoint, args: &Args) -> anyhow::Result<Client> {
-    let mut client = Client::connect(endpoint, args.bytes).await?;
-    calls(&mut client, args.warm_up.max(1)).await?;
-    Ok(client)
-}
-
-async fn calls(client: &mut Client, count: usize) -> anyhow::Result<()> {
-    for _ in 0..count {
-        client.call().await?;
-    }
-    Ok(())
-}
-
-async fn instructions(
-    prepared: &Prepared,
-    endpoint: &Endpoint,
-    profile: &Path,
-    args: &Args,
-    processes: &mut Processes,
-) -> anyhow::Result<f64> {
+async fn instructions(args: &Args, binary: &Path, way: Way) -> anyhow::Result<f64> {
+    let scratch = proxy::scratch()?;
+    let dir = scratch.path();
+    let profile = dir.join("callgrind");
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--fair-sched=yes", "--quiet"]);
     valgrind.arg(format!("--callgrind-out-file={}", profile.display()));
-    let pid = prepared.run_under(valgrind, PATIENCE, processes)?;
-    let mut client = warm(endpoint, args).await?;
-    control(pid, "--zero")?;
+    if way == Way::FullStdio {
+        valgrind.env("LD_PRELOAD", own_program(dir)?).env("BENCH_PROGRAM", binary);
+    }
+    let subject = Subject::start(binary, way, dir, Some(valgrind))?;
+    let mut client = subject.warm(args).await?;
+    control(subject.pid, "--zero")?;
     calls(&mut client, args.calls).await?;
-    control(pid, "--dump")?;
-    let dump = dumped(profile);
+    control(subject.pid, "--dump")?;
+    // File of the first dump on request: one part with one total.
+    let dump = profile.with_extension("1");
     let text = fs::read_to_string(&dump).with_context(|| dump.display().to_string())?;
-    // A file that was made on request has one part with one total.
     let total = text.lines().find_map(|line| line.strip_prefix("totals: "));
     let total = total.with_context(|| format!("{} has no total", dump.display()))?;
     client.leave().await?;
+    if let Some(keep) = &args.keep {
+        fs::create_dir_all(keep)?;
+        fs::copy(&dump, keep.join(format!("callgrind.{way:?}").to_lowercase()))?;
+    }
     Ok(total.trim().parse()?)
 }
 
-/// File of the first dump on request.
-fn dumped(profile: &Path) -> PathBuf {
-    profile.with_extension("1")
+/// A library that has a process under valgrind start its own program again. The launcher of the
+/// sandbox runs `/proc/self/exe`, which is the tool in a process under valgrind 3.19.
+fn own_program(dir: &Path) -> anyhow::Result<PathBuf> {
+    let library = dir.join("own_program.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/own_program.c");
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .args([library.as_os_str(), OsStr::new(source), OsStr::new("-ldl")])
+        .output()
+        .context("running cc")?;
+    ensure!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    Ok(library)
 }
 
 fn control(pid: u32, what: &str) -> anyhow::Result<()> {
@@ -191,16 +349,16 @@ fn control(pid: u32, what: &str) -> anyhow::Result<()> {
 }
 
 async fn system_calls(
-    prepared: &Prepared,
-    endpoint: &Endpoint,
-    dir: &Path,
     args: &Args,
-    processes: &mut Processes,
+    binary: &Path,
+    way: Way,
 ) -> anyhow::Result<BTreeMap<String, u64>> {
-    let pid = prepared.run(processes)?;
-    let mut client = warm(endpoint, args).await?;
+    let scratch = proxy::scratch()?;
+    let dir = scratch.path();
+    let subject = Subject::start(binary, way, dir, None)?;
+    let mut client = subject.warm(args).await?;
     let table = dir.join("strace");
-    let (mut strace, attached) = trace(pid, &table, dir)?;
+    let (mut strace, attached) = trace(subject.pid, &table, dir)?;
     if let Err(error) =
         wait(ATTACH_PATIENCE, || Ok(fs::read_to_string(&attached)?.contains("attached")))
     {

@@ -1,21 +1,23 @@
-//! The server behind the calls: MCP 2025-11-25 with one tool that returns its text. It does as
-//! little as a server can, so what a proxy adds is not hidden behind it.
+//! The server behind the calls: MCP 2025-11-25 with a tool that returns its text. It does as little
+//! as a server can, so that it does not hide what a proxy adds.
 
-use std::io::{BufRead, Write};
+use std::{
+    convert::Infallible,
+    io::{BufRead, Write},
+};
 
-use anyhow::Context as _;
-use axum::{
-    Router,
-    body::Bytes,
-    extract::DefaultBodyLimit,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::post,
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    Request, Response, StatusCode,
+    body::Incoming,
+    header::{CONTENT_TYPE, HeaderValue},
+    service::service_fn,
 };
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
-use crate::REVISION;
+use crate::{REVISION, floor::accept};
 
 #[derive(Deserialize)]
 struct Message<'a> {
@@ -38,33 +40,11 @@ struct Arguments<'a> {
     text: Option<&'a RawValue>,
 }
 
-/// The answer to a message; none to a notification.
-fn answer(text: &[u8]) -> Option<String> {
-    let message: Message<'_> = match serde_json::from_slice(text) {
-        Ok(message) => message,
-        Err(error) => {
-            let error = json!({ "code": -32700, "message": error.to_string() });
-            return Some(json!({ "jsonrpc": "2.0", "id": null, "error": error }).to_string());
-        }
-    };
-    let id = message.id?.get();
-    let said = message
-        .params
-        .as_ref()
-        .filter(|params| params.name.as_deref() == Some("echo"))
-        .and_then(|params| params.arguments.as_ref()?.text);
-    let result = match (message.method.as_str(), said) {
-        ("tools/call", Some(said)) => {
-            format!("{{\"content\":[{{\"type\":\"text\",\"text\":{}}}]}}", said.get())
-        }
-        ("initialize", _) => json!({
-            "protocolVersion": REVISION,
-            "capabilities": { "tools": {} },
-            "serverInfo": { "name": "echo", "version": "1" },
-        })
-        .to_string(),
-        ("tools/list", _) => json!({ "tools": [{
-            "name": "echo",
+/// The tools: `echo`, and others that are only listed.
+fn tools(count: usize) -> Vec<serde_json::Value> {
+    let tool = |at: usize| {
+        json!({
+            "name": if at == 0 { "echo".to_owned() } else { format!("tool-{at}") },
             "description": "Returns its text",
             "annotations": { "readOnlyHint": true, "openWorldHint": false },
             "inputSchema": {
@@ -73,8 +53,37 @@ fn answer(text: &[u8]) -> Option<String> {
                 "required": ["text"],
                 "additionalProperties": false,
             },
-        }] })
+        })
+    };
+    (0..count).map(tool).collect()
+}
+
+/// The response to a message; none to a notification.
+fn answer(text: &[u8], count: usize) -> Option<String> {
+    let message: Message<'_> = match serde_json::from_slice(text) {
+        Ok(message) => message,
+        Err(error) => {
+            let error = json!({ "code": -32700, "message": error.to_string() });
+            return Some(json!({ "jsonrpc": "2.0", "id": null, "error": error }).to_string());
+        }
+    };
+    let id = message.id?.get();
+    let echoed = message
+        .params
+        .as_ref()
+        .filter(|params| params.name.as_deref() == Some("echo"))
+        .and_then(|params| params.arguments.as_ref()?.text);
+    let result = match (message.method.as_str(), echoed) {
+        ("tools/call", Some(echoed)) => {
+            format!("{{\"content\":[{{\"type\":\"text\",\"text\":{}}}]}}", echoed.get())
+        }
+        ("initialize", _) => json!({
+            "protocolVersion": REVISION,
+            "capabilities": { "tools": {} },
+            "serverInfo": { "name": "echo", "version": "1" },
+        })
         .to_string(),
+        ("tools/list", _) => json!({ "tools": tools(count) }).to_string(),
         ("ping", _) => "{}".to_owned(),
         _ => {
             let error = "{\"code\":-32601,\"message\":\"no such method or tool\"}";
@@ -84,33 +93,37 @@ fn answer(text: &[u8]) -> Option<String> {
     Some(format!("{{\"jsonrpc\":\"2.0\",\"id\":{id},\"result\":{result}}}"))
 }
 
-async fn respond(text: Bytes) -> Response {
-    match answer(&text) {
-        Some(answer) => ([(header::CONTENT_TYPE, "application/json")], answer).into_response(),
-        None => StatusCode::ACCEPTED.into_response(),
-    }
-}
-
 /// Serves over streamable HTTP and prints the port.
-pub async fn http() -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    println!("{}", listener.local_addr()?.port());
-    let app = Router::new().route("/mcp", post(respond)).layer(DefaultBodyLimit::disable());
-    axum::serve(
-        axum::serve::ListenerExt::tap_io(listener, |stream| {
-            let _ = stream.set_nodelay(true);
-        }),
-        app,
-    )
+///
+/// # Errors
+/// If no port can be opened.
+pub async fn http(tools: usize) -> anyhow::Result<()> {
+    accept(service_fn(move |request: Request<Incoming>| async move {
+        let mut response = Response::new(Full::default());
+        match request.into_body().collect().await {
+            Ok(body) => match answer(&body.to_bytes(), tools) {
+                Some(answer) => {
+                    *response.body_mut() = Full::new(Bytes::from(answer));
+                    let json = HeaderValue::from_static("application/json");
+                    response.headers_mut().insert(CONTENT_TYPE, json);
+                }
+                None => *response.status_mut() = StatusCode::ACCEPTED,
+            },
+            Err(_) => *response.status_mut() = StatusCode::BAD_REQUEST,
+        }
+        Ok::<_, Infallible>(response)
+    }))
     .await
-    .context("serving")
 }
 
 /// Serves over standard input and output.
+///
+/// # Errors
+/// If the output is closed.
 pub fn stdio() -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
-        if let Some(answer) = answer(line?.as_bytes()) {
+        if let Some(answer) = answer(line?.as_bytes(), 1) {
             writeln!(out, "{answer}")?;
             out.flush()?;
         }

@@ -2,19 +2,18 @@
 //! against its calls without them, in one run.
 
 use std::{
+    fmt::Write as _,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
+use bench::{
+    load::{self, Client, Endpoint, Load, Pace},
+    proxy::{self, Prepared, Processes},
+};
 use futures_util::future::try_join_all;
 use rustix::process::setpriority_process;
 use serde_json::Value;
-
-use crate::{
-    load::{Client, Endpoint},
-    rows::{self, Processes},
-};
 
 /// Niceness of the attackers.
 const NICENESS: i32 = 19;
@@ -69,16 +68,16 @@ impl Message {
     }
 }
 
-/// Runs the measurement.
-pub async fn run(args: &Args) -> anyhow::Result<()> {
-    let this = std::env::current_exe()?;
-    let folder = this.parent().context("this program is in no folder")?;
-    let binary = rows::proxy(args.binary.as_deref())?;
-    let scratch = tempfile::Builder::new().prefix("stall-").tempdir_in(folder)?;
-    let server =
-        format!("command = [{this:?}, \"stdio\"]\nruntime = \"sandbox\"\nera = \"legacy\"");
-    let servers = format!("[servers.one]\n{server}\n[servers.two]\n{server}\n");
-    let mut prepared = rows::Prepared::open(&binary, &scratch.path().join("proxy"), &servers)?;
+/// Measures and returns a table in Markdown.
+///
+/// # Errors
+/// If a call fails.
+pub async fn run(args: &Args) -> anyhow::Result<String> {
+    let binary = proxy::binary(args.binary.as_deref())?;
+    let scratch = proxy::scratch()?;
+    let servers = ["one", "two"].map(|name| Ok(proxy::local(name)? + "era = \"legacy\"\n"));
+    let servers = servers.into_iter().collect::<anyhow::Result<Vec<_>>>()?.concat();
+    let mut prepared = Prepared::open(&binary, &scratch.path().join("proxy"), &servers)?;
     let at = |endpoint: Endpoint, server: &str| Endpoint {
         path: format!("/servers/{server}/mcp").into(),
         ..endpoint
@@ -87,51 +86,50 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     let attacker = at(prepared.client("attacker")?, "one");
     let mut processes = Processes::default();
     prepared.run(&mut processes)?;
-    let mut client = Client::connect(&victim, 100).await?;
+    let mut clients = load::connect(&victim, 1, 100).await?;
     let time = Duration::from_secs_f64(args.seconds);
-    client.run(Duration::from_secs(1)).await?;
+    clients[0].run(Duration::from_secs(1)).await?;
 
-    println!(
-        "Times of the other client's calls in ms; the ratio of p99 to that without attacks.\n"
-    );
-    println!("| messages | at once | p50 | p99 | most | ratio | calls | large messages |");
-    println!("|---|---|---|---|---|---|---|---|");
-    let row = |what: &str, at_once: usize, mut took: Vec<Duration>, quiet: Option<f64>, sent| {
-        took.sort();
-        let part = |part: f64| took[((took.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
-        let p99 = part(0.99);
-        println!(
+    let mut text = "Times of the other client's calls in ms, and the ratio of p99 to that without \
+                    heavy messages.\n\n| heavy messages | at once | p50 | p99 | most | ratio | calls \
+                    | sent |\n|---|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    let mut row = |what: &str, at_once: usize, load: &Load, quiet: Option<f64>, sent: usize| {
+        let p99 = load.micros(0.99) / 1e3;
+        let _ = writeln!(
+            text,
             "| {what} | {at_once} | {:.1} | {p99:.1} | {:.1} | {:.1} | {} | {sent} |",
-            part(0.5),
-            part(1.0),
+            load.micros(0.5) / 1e3,
+            load.micros(1.0) / 1e3,
             p99 / quiet.unwrap_or(p99),
-            took.len()
+            load.times.len()
         );
         p99
     };
-    // The same messages past the proxy: what sending them costs the machine.
-    let (_, port) = rows::server(&mut processes)?;
+    // The same messages directly to a server: what sending them costs the machine.
+    let (_, port) = proxy::server(&mut processes)?;
     let direct = Endpoint { port, path: "/mcp".into(), key: None };
     let messages = if args.messages.is_empty() { &Message::ALL[..] } else { &args.messages };
     for message in messages {
-        let quiet = row("none", 0, client.run(time).await?, None, 0);
-        let text = message.text();
+        let load = load::load(&mut clients, Pace::Closed, time, false).await?;
+        let quiet = row("none", 0, &load, None, 0);
+        let heavy = message.text();
         for &count in &args.at_once {
-            for (to, target) in [("past the proxy", &direct), ("through the proxy", &attacker)] {
+            for (to, target) in [("directly", &direct), ("through the proxy", &attacker)] {
                 let end = Instant::now() + time;
                 // On a thread of their own, so that they do not block the other client's runtime.
                 let attacks = {
-                    let (target, text) = (target.clone(), text.clone());
-                    std::thread::spawn(move || attack_all(&target, &text, count, end))
+                    let (target, heavy) = (target.clone(), heavy.clone());
+                    std::thread::spawn(move || attack_all(&target, &heavy, count, end))
                 };
-                let took = client.run(time).await?;
+                let load = load::load(&mut clients, Pace::Closed, time, false).await?;
                 let sent =
                     attacks.join().map_err(|_| anyhow::anyhow!("the attackers panicked"))??;
-                row(&format!("{message:?}, {to}"), count, took, Some(quiet), sent);
+                row(&format!("{message:?}, {to}"), count, &load, Some(quiet), sent);
             }
         }
     }
-    Ok(())
+    Ok(text)
 }
 
 fn attack_all(at: &Endpoint, text: &str, count: usize, end: Instant) -> anyhow::Result<usize> {

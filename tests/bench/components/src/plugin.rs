@@ -24,9 +24,9 @@ use portcullis_protocol::{
 };
 use serde_json::json;
 
-use crate::{
+use bench::{
     median,
-    rows::{self, Processes},
+    proxy::{self, Prepared, Processes},
 };
 
 /// Bytes of the messages.
@@ -140,7 +140,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.many == 0 {
         return Ok(());
     }
-    let binary = rows::proxy(args.binary.as_deref())?;
+    let binary = proxy::binary(args.binary.as_deref())?;
     many(args.many, &paths[0], scratch.path(), &binary)
 }
 
@@ -251,8 +251,8 @@ fn many(count: usize, path: &Path, folder: &Path, binary: &Path) -> anyhow::Resu
     }
     println!("\n| start-up of the proxy, until it is ready | ms |\n|---|---|");
     let mut servers = Processes::default();
-    let bare = rows::prepare(binary, &folder.join("bare"), "", &mut servers)?;
-    let full = rows::prepare(binary, &folder.join("full"), &entries, &mut servers)?;
+    let bare = Prepared::with_plugins(binary, &folder.join("bare"), "", &mut servers)?;
+    let full = Prepared::with_plugins(binary, &folder.join("full"), &entries, &mut servers)?;
     for (what, prepared) in [
         ("a new state folder", &bare),
         ("again", &bare),

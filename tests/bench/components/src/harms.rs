@@ -11,12 +11,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
 
-use crate::{
-    Sample,
-    load::{Client, Endpoint},
+use bench::{
+    load::{self, Client, Endpoint, Load, Pace},
     median,
-    rows::{self, Processes, Row},
-    sample,
+    proxy::{self, Prepared, Processes},
 };
 
 #[derive(Debug, clap::Args)]
@@ -81,7 +79,7 @@ const PLACEHOLDER: &[u8] = b"localhost:54321";
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?;
-    let binary = rows::proxy(args.binary.as_deref())?;
+    let binary = proxy::binary(args.binary.as_deref())?;
     let plugins = args.plugins.clone().unwrap_or_else(|| folder.join("../plugins"));
     let plugins = plugins.canonicalize().context("`plugins/build` makes the plugins")?;
     let scratch = tempfile::Builder::new().prefix("harms-").tempdir_in(folder)?;
@@ -100,28 +98,27 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut processes = Processes::default();
     let dir = scratch.path().join("proxy");
-    let mut prepared = rows::prepare(&binary, &dir, &entries, &mut processes)?;
+    let mut prepared = Prepared::with_plugins(&binary, &dir, &entries, &mut processes)?;
     let endpoint = prepared.client("bench")?;
     let harmful = (0..args.keys.max(1)).map(|at| prepared.client(&format!("harm-{at}")));
     let harmful = harmful.collect::<anyhow::Result<Vec<_>>>()?;
-    let proxy = prepared.run(&mut processes)?;
-    let row = Row { name: "harms", endpoint, proxy: Some(proxy), servers: Vec::new() };
-    sample(&row, 1, 100, Duration::ZERO).await?;
+    prepared.run(&mut processes)?;
 
     let together: (&str, Vec<&str>) = ("all together", HARMS.into());
     let alone = args.harms.iter().map(|name| (name.as_str(), vec![name.as_str()]));
     let kinds: Vec<_> = std::iter::once(together).chain(alone).collect();
     let time = Duration::from_secs_f64(args.seconds);
-    let mut quiet: Vec<Sample> = Vec::new();
+    let mut quiet: Vec<Load> = Vec::new();
     let mut beside = vec![Vec::new(); kinds.len() * args.at_once.len()];
     for round in 0..args.rounds {
         eprintln!("round {} of {}", round + 1, args.rounds);
-        quiet.push(sample(&row, args.clients, 100, time).await?);
+        quiet.push(sample(&endpoint, args.clients, time).await?);
         let mut at = 0;
         for (_, names) in &kinds {
             for &count in &args.at_once {
-                beside[at]
-                    .push(beside_harm(&row, args.clients, time, &harmful, names, count).await?);
+                beside[at].push(
+                    beside_harm(&endpoint, args.clients, time, &harmful, names, count).await?,
+                );
                 at += 1;
             }
         }
@@ -136,23 +133,26 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
         args.rounds,
         args.seconds
     );
-    let of = |all: &[Sample], part: fn(&Sample) -> f64| median(all.iter().map(part).collect());
-    let (p50, p99) = (of(&quiet, |s| s.p50) / 1e3, of(&quiet, |s| s.p99) / 1e3);
-    println!("| none | 0 | {p50:.1} | {p99:.1} | 1 | {:.0} | 0 |", of(&quiet, |s| s.rate));
+    let of = |all: &[Load], part: fn(&Load) -> f64| median(all.iter().map(part).collect());
+    let (p50, p99) = (of(&quiet, |s| s.micros(0.5)) / 1e3, of(&quiet, |s| s.micros(0.99)) / 1e3);
+    println!("| none | 0 | {p50:.1} | {p99:.1} | 1 | {:.0} | 0 |", of(&quiet, Load::rate));
     for (at, taken) in beside.iter().enumerate() {
         let (name, _) = kinds[at / args.at_once.len()];
         let count = args.at_once[at % args.at_once.len()];
-        let samples: Vec<Sample> = taken.iter().map(|(sample, _)| *sample).collect();
-        let ratios: Vec<f64> =
-            samples.iter().zip(&quiet).map(|(one, base)| one.p99 / base.p99).collect();
+        let samples: Vec<Load> = taken.iter().map(|(sample, _)| sample.clone()).collect();
+        let ratios: Vec<f64> = samples
+            .iter()
+            .zip(&quiet)
+            .map(|(one, base)| one.micros(0.99) / base.micros(0.99))
+            .collect();
         let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
         let most = ratios.iter().copied().fold(0.0, f64::max);
         println!(
             "| {name} | {count} | {:.1} | {:.1} | {:.2} ({least:.2} to {most:.2}) | {:.0} | {:.0} |",
-            of(&samples, |s| s.p50) / 1e3,
-            of(&samples, |s| s.p99) / 1e3,
+            of(&samples, |s| s.micros(0.5)) / 1e3,
+            of(&samples, |s| s.micros(0.99)) / 1e3,
             median(ratios),
-            of(&samples, |s| s.rate),
+            of(&samples, Load::rate),
             median(taken.iter().map(|(_, rate)| *rate).collect()),
         );
     }
@@ -195,13 +195,13 @@ fn entry(name: &str, plugins: &Path, scratch: &Path, port: u16) -> anyhow::Resul
 /// A measurement while others ask for harm, so many messages at once, and how many harms a second
 /// there were.
 async fn beside_harm(
-    row: &Row,
+    endpoint: &Endpoint,
     clients: usize,
     time: Duration,
     harmful: &[Endpoint],
     names: &[&str],
     at_once: usize,
-) -> anyhow::Result<(Sample, f64)> {
+) -> anyhow::Result<(Load, f64)> {
     let connecting = (0..at_once).map(|at| Client::connect(&harmful[at % harmful.len()], 0));
     let mut all = try_join_all(connecting).await?;
     let done = Cell::new(0_u32);
@@ -220,8 +220,15 @@ async fn beside_harm(
         }
     }));
     let sample = tokio::select! {
-        sample = sample(row, clients, 100, time) => sample?,
+        sample = sample(endpoint, clients, time) => sample?,
         failed = harm => return Err(failed.err().context("harm has no end")?),
     };
     Ok((sample, f64::from(done.get()) / began.elapsed().as_secs_f64()))
+}
+
+async fn sample(endpoint: &Endpoint, clients: usize, time: Duration) -> anyhow::Result<Load> {
+    let mut all = load::connect(endpoint, clients, 100).await?;
+    let load = load::load(&mut all, Pace::Closed, time, false).await?;
+    try_join_all(all.into_iter().map(Client::leave)).await?;
+    Ok(load)
 }

@@ -14,11 +14,12 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{
-    ground::{Ground, pids},
+use bench::{
     load::{Client, Endpoint},
-    rows::{self, Prepared, Processes},
+    proxy::{self, Prepared, Processes},
 };
+
+use crate::ground::{Ground, pids};
 
 /// How long until a call has to be answered after a kill.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -42,7 +43,7 @@ pub struct Args {
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?.to_owned();
-    let binary = rows::proxy(args.binary.as_deref())?;
+    let binary = proxy::binary(args.binary.as_deref())?;
     let mut ground = Ground::start()?;
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&folder)?;
     let mark = uuid_like();

@@ -13,11 +13,11 @@ use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader,
 };
 
-use crate::{
+use bench::{
     REVISION,
     load::{Client, Endpoint},
     median,
-    rows::{self, Prepared, Processes},
+    proxy::{self, Prepared, Processes},
 };
 
 #[derive(Debug, clap::Args)]
@@ -42,7 +42,7 @@ pub async fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(REVISION == "2025-11-25", "the greeting is of another revision");
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?.to_owned();
-    let binary = rows::proxy(args.binary.as_deref())?;
+    let binary = proxy::binary(args.binary.as_deref())?;
     let engine = Engine::connect(None).await?;
     let image = engine.pack(&this).await.map_err(|failure| anyhow::anyhow!(failure.to_string()))?;
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&folder)?;

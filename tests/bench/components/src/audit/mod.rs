@@ -14,8 +14,8 @@ use anyhow::Context as _;
 use portcullis_audit::{Audit, Options};
 
 use self::device::Device;
-pub use self::fill::{Calendar, fill};
-use crate::cpu;
+use self::fill::Calendar;
+use bench::process::own_cpu;
 
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -56,10 +56,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         eprintln!("{} is there and is asked as it is", store.display());
     } else {
         let began = Instant::now();
-        let before = cpu::own()?;
+        let before = own_cpu()?;
         fill::fill(&store, args.records, &calendar)?;
         let took = began.elapsed();
-        let cpu = (cpu::own()? - before).as_secs_f64() * 1e6 / args.records as f64;
+        let cpu = (own_cpu()? - before).as_secs_f64() * 1e6 / args.records as f64;
         row("filled", format!("{} records in {:.0} s", args.records, took.as_secs_f64()));
         row("CPU time of a record, all told", format!("{cpu:.1} µs"));
     }
@@ -103,10 +103,10 @@ fn appends(args: &Args, scratch: &Path) -> anyhow::Result<()> {
         quantiles(&mut device.grown),
     );
     row("… and one that was written before", quantiles(&mut device.written));
-    let before = cpu::own()?;
+    let before = own_cpu()?;
     let time = Duration::from_secs_f64(args.seconds);
     let (records, took) = runtime.block_on(fill::at_once(&audit, args.producers, time))?;
-    let cpu = (cpu::own()? - before).as_secs_f64() * 1e6 / records as f64;
+    let cpu = (own_cpu()? - before).as_secs_f64() * 1e6 / records as f64;
     row(
         &format!("durable intents by {} producers", args.producers),
         format!(

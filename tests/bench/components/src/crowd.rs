@@ -2,7 +2,6 @@
 //! before.
 
 use std::{
-    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -11,9 +10,10 @@ use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
 use portcullis_runtime::container::Engine;
 
-use crate::{
+use bench::{
     load::Client,
-    rows::{self, Prepared, Processes},
+    process::Held,
+    proxy::{self, Prepared, Processes},
 };
 
 /// How long the containers may take to be gone once nobody uses them.
@@ -38,32 +38,12 @@ pub struct Args {
     binary: Option<PathBuf>,
 }
 
-/// What a process holds.
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    files: usize,
-    threads: usize,
-    kib: u64,
-}
-
-impl Held {
-    fn by(pid: u32) -> anyhow::Result<Self> {
-        let count = |what: &str| {
-            Ok::<_, std::io::Error>(fs::read_dir(format!("/proc/{pid}/{what}"))?.count())
-        };
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = kib.and_then(|kib| kib.split_whitespace().next()).context("no size")?;
-        Ok(Self { files: count("fd")?, threads: count("task")?, kib: kib.parse()? })
-    }
-}
-
 /// Runs the measurement; fails where something leaks.
 pub async fn run(args: &Args) -> anyhow::Result<()> {
     ensure!(args.rounds > 2, "what leaks is seen after a third round");
     let this = std::env::current_exe()?;
     let folder = this.parent().context("this program is in no folder")?.to_owned();
-    let binary = rows::proxy(args.binary.as_deref())?;
+    let binary = proxy::binary(args.binary.as_deref())?;
     let engine = Engine::connect(None).await?;
     let image = engine.pack(&this).await.map_err(|failure| anyhow::anyhow!(failure.to_string()))?;
     let scratch = tempfile::Builder::new().prefix("bench-").tempdir_in(&folder)?;
