@@ -212,7 +212,7 @@ fn failed_condition_is_shown_with_its_values() {
     let principal = Principal::client("cy".parse().unwrap(), Vec::new());
     let explain = |args: Value, unknown| {
         ask(&principal, args.as_object().unwrap(), 0, Claims::default(), |request| {
-            let shape = BTreeMap::from([("/a".to_owned(), "string".to_owned())]);
+            let shape = BTreeMap::from([("/a".to_owned(), "string".into())]);
             engine.inspect().explain(request, unknown, &shape)
         })
     };
