@@ -65,7 +65,14 @@ pub fn check_annotation(text: &str) -> Result<(), String> {
     // Without a value, the name alone counts; each takes one of these.
     let values: &[&str] = match text.contains('(') {
         true => &[""],
-        false => &["(\"a\")", "(\"10/1m\")", "(\"/a\")", "(\"arguments\")", "(\"shadow\")"],
+        false => &[
+            "(\"a\")",
+            "(\"10/1m\")",
+            "(\"/a\")",
+            "(\"arguments\")",
+            "(\"shadow\")",
+            "(\"refuse\")",
+        ],
     };
     let mut last = Err(String::new());
     for value in values {
