@@ -182,10 +182,11 @@ impl Index {
         let mut rare: Vec<[u8; RARE]> = Vec::new();
         for (field, value, places) in &sealing.terms {
             if field.is_rare() {
+                let rare_digest = self.rare(*field, value);
                 for place in places {
                     let mut entry = [0; RARE];
                     let (digest, at) = entry.split_at_mut(4);
-                    digest.copy_from_slice(&self.rare(*field, value));
+                    digest.copy_from_slice(&rare_digest);
                     at.copy_from_slice(&place.to_le_bytes());
                     rare.push(entry);
                 }
