@@ -639,7 +639,7 @@ mod tests {
             (rule("keywords = ['aa']\nregex = 'aa+'"), "set `reach`"),
             (rule("keywords = ['aa']\nregex = 'aa'\nreach = 9"), "only for a regex without"),
             (rule("keywords = ['aa']\nregex = 'aa+'\nreach = 99999999"), "reach further"),
-            (rule("keywords = ['aa']\nregex = '(((a{99}){99}){99}){9}'"), "size limit"),
+            (rule("keywords = ['aa']\nregex = '(((a{99}){99}){99}){9}'"), "reach further"),
             (rule("keywords = ['aa']\nregex = 'aa'\nunless = '['"), "`unless`"),
         ] {
             let error = compiled(&text).unwrap_err().to_string();
