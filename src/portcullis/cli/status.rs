@@ -70,7 +70,7 @@ fn print(ctx: &Context, overview: &Overview) -> anyhow::Result<()> {
         }
     }
     if overview.servers.is_empty() {
-        ctx.note("There is no server yet: `portcullis add` adds one.");
+        ctx.note("No server is configured: `portcullis add` adds one.");
         return Ok(());
     }
     let rows = overview.servers.iter().map(|server| {

@@ -50,8 +50,8 @@ pub fn named<'a>(catalogs: &'a [Catalog], name: &str) -> anyhow::Result<Found<'a
     match found.as_slice() {
         [one] => Ok(*one),
         [] if catalogs.is_empty() => anyhow::bail!(
-            "there is no catalog to find `{}` in: add one with `catalog add` or `catalog pull`, or name the server \
-             itself: `add -- COMMAND`, `add image IMAGE`, `add https://…`",
+            "no catalog is installed to find `{}` in: add one with `catalog add` or `catalog pull`, or name the \
+             server itself: `add -- COMMAND`, `add image IMAGE`, `add https://…`",
             brief(name)
         ),
         [] => {

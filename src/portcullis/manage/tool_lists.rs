@@ -31,7 +31,7 @@ pub fn nothing_listed(client: Option<&str>, states: &[Value]) -> String {
     let Some(server) = states.first().and_then(|state| state["name"].as_str()) else {
         let acting = acting(client);
         return format!(
-            "There is no server, or policies permit {acting} no tool: `portcullis add` adds a server."
+            "No server is configured, or policies permit {acting} no tool: `portcullis add` adds a server."
         );
     };
     let principal = match (client, current_user().user) {

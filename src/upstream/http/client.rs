@@ -44,6 +44,8 @@ pub(super) const JSON: &str = "application/json";
 pub(super) const EVENTS: &str = "text/event-stream";
 /// Bytes of a body for which memory is reserved because its header announces them.
 const RESERVED: usize = 1 << 20;
+/// Bytes of a body up to which it is copied out of the read buffer.
+const SMALL: usize = 4 << 10;
 
 /// Response of a server.
 pub(super) type Response = http::Response<Incoming>;
@@ -201,7 +203,8 @@ pub(super) async fn body(response: Response, most: usize) -> Result<Bytes, CallE
         return Err(too_large());
     }
     if body.is_end_stream() {
-        return Ok(first);
+        // A part of the read buffer would keep all of it.
+        return Ok(if first.len() > SMALL { first } else { Bytes::copy_from_slice(&first) });
     }
     let announced = announced.min(RESERVED);
     let mut text = BytesMut::with_capacity(first.len() + announced);

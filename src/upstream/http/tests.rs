@@ -486,3 +486,42 @@ async fn foreign_endpoint_is_refused() {
         assert!(soon(opening).await.unwrap().is_err());
     }
 }
+
+#[tokio::test]
+async fn bodies_are_limited_in_every_framing() {
+    let mut remote = Remote::start().await;
+    let (line, _unrouted) = remote.session().await;
+    let text = |id: &Value, size: usize| {
+        let text = json!({ "jsonrpc": "2.0", "id": id, "result": { "text": "" } }).to_string();
+        text.replace("\"\"", &format!("\"{}\"", "x".repeat(size - text.len())))
+    };
+    // Announced by a length, or in chunks without one.
+    for chunk in [None, Some(1000)] {
+        for (size, passes) in
+            [(100, true), (10_000, true), (CAPS.bytes, true), (CAPS.bytes + 1, false)]
+        {
+            let calling = start(&line, call("tools/call"));
+            let got = remote.next().await;
+            let text = text(&got.body["id"], size);
+            let body = match chunk {
+                None => Body::from(text),
+                Some(chunk) => {
+                    let chunks = text.into_bytes();
+                    let chunks: Vec<_> = chunks.chunks(chunk).map(<[u8]>::to_vec).collect();
+                    let chunks = chunks.into_iter().map(Ok::<_, Infallible>);
+                    Body::from_stream(futures_util::stream::iter(chunks))
+                }
+            };
+            let response = Response::builder().header("content-type", JSON).body(body);
+            let _ = got.reply.send(response.unwrap());
+            let reply = soon(calling).await.unwrap();
+            match passes {
+                true => assert!(matches!(reply, Ok(Reply::Result(_))), "{size}: {reply:?}"),
+                false => assert!(
+                    matches!(&reply, Err(CallError::Misbehaved(why)) if why.contains("more than")),
+                    "{size}: {reply:?}"
+                ),
+            }
+        }
+    }
+}

@@ -49,7 +49,7 @@ pub fn full_chain() -> String {
 /// Finds the proxy to measure: the file that is named, else `portcullis` beside this program.
 ///
 /// # Errors
-/// If there is no such file.
+/// If the file does not exist.
 pub fn binary(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     let beside = || anyhow::Ok(std::env::current_exe()?.with_file_name("portcullis"));
     let binary = named.map_or_else(beside, |named| Ok(std::path::absolute(named)?))?;

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::OVERLAP_BYTES;
 
-/// Text between two parts of a view that are not adjacent. No rule matches across it. It is no unit
-/// itself, such as a zero byte: that would make another view of each.
+/// Text between two parts of a view that are not adjacent. No rule matches across it. It is not a
+/// unit itself, as a zero byte is: each of those would make another view.
 const GAP: &[u8] = b"\x01\n";
 
 /// Text with parts decoded.

@@ -19,7 +19,7 @@ fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 /// Rules in the dialect of gitleaks.
-const RULES: &str = r#"
+pub(super) const RULES: &str = r#"
 title = "rules of a team"
 
 [[rules]]

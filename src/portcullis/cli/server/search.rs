@@ -24,7 +24,7 @@ pub(super) fn run(ctx: &Context, words: &[String]) -> anyhow::Result<Exit> {
         return Ok(Exit::Ok);
     }
     if catalogs.is_empty() {
-        ctx.note("There is no catalog to search: add one with `catalog add` or `catalog pull`.");
+        ctx.note("No catalog is installed: add one with `catalog add` or `catalog pull`.");
     } else if found.is_empty() {
         ctx.note("No server of the added catalogs has these words.");
     } else {
