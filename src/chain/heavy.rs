@@ -10,6 +10,7 @@
 
 use std::{
     future::poll_fn,
+    net::IpAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
@@ -78,6 +79,8 @@ impl Weight {
 pub enum Party {
     Client(PrincipalKind),
     Server(ServerName),
+    /// Callers of a network that have not authenticated.
+    Network(IpAddr),
 }
 
 /// Niceness of the threads for heavy messages, on top of the proxy's own. The work of other messages
@@ -88,6 +91,11 @@ const NICENESS: i32 = 10;
 /// remains for others.
 static AT_ONCE: LazyLock<usize> =
     LazyLock::new(|| (thread::available_parallelism().map_or(1, usize::from) / 2).max(1));
+
+/// Number of heavy messages that are processed at once.
+pub fn heavy_at_once() -> usize {
+    *AT_ONCE
+}
 
 static TURNS: LazyLock<FairSemaphore<Party>> = LazyLock::new(|| FairSemaphore::new(*AT_ONCE));
 

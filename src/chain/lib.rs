@@ -14,5 +14,7 @@ mod heavy;
 mod runner;
 
 pub use contract::{Decision, Fault, Hook, Hooks, Interceptor, Mode, Verdict};
-pub use heavy::{LARGE_BYTES, Party, Unfinished, Weight, grow, in_hand, in_turns, off_workers};
+pub use heavy::{
+    LARGE_BYTES, Party, Unfinished, Weight, grow, heavy_at_once, in_hand, in_turns, off_workers,
+};
 pub use runner::{Chain, ChainEntry, ChainTrace, may_replace};

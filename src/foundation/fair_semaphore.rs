@@ -46,6 +46,12 @@ impl<K: Clone + Eq + Hash> FairSemaphore<K> {
         Self { each: at_once, all: Arc::new(Semaphore::new(at_once)), own: Mutex::default() }
     }
 
+    /// Semaphore with this number of permits. An eighth of them is for principals other than the one
+    /// with the most: so that its work delays none of theirs.
+    pub fn with_reserve(at_once: usize) -> Self {
+        Self { each: at_once - at_once / 8, ..Self::new(at_once) }
+    }
+
     /// One permit for each principal, without a common limit.
     pub fn one_each() -> Self {
         Self::for_each(1)
@@ -73,6 +79,11 @@ impl<K: Clone + Eq + Hash> FairSemaphore<K> {
         let own = self.own(who).try_acquire_owned().ok()?;
         let all = self.all.clone().try_acquire_owned().ok()?;
         Some(FairPermit { _own: own, _all: all })
+    }
+
+    /// Whether a permit is free for someone.
+    pub fn has_free(&self) -> bool {
+        self.all.available_permits() > 0
     }
 
     fn own(&self, who: &K) -> Arc<Semaphore> {
@@ -119,11 +130,23 @@ mod tests {
     }
 
     #[test]
+    fn reserve_is_for_others() {
+        let turns = FairSemaphore::with_reserve(16);
+        let all: Vec<_> = std::iter::from_fn(|| turns.try_next(&"busy")).collect();
+        assert_eq!(all.len(), 14);
+        assert!(turns.try_next(&"a").is_some());
+        // Few permits have no reserve.
+        let turns = FairSemaphore::with_reserve(7);
+        assert_eq!(std::iter::from_fn(|| Some(std::mem::forget(turns.try_next(&"a")?))).count(), 7);
+    }
+
+    #[test]
     fn free_permit_is_taken_at_once() {
         let turns = FairSemaphore::new(2);
         let all = [turns.try_next(&"a").unwrap(), turns.try_next(&"a").unwrap()];
-        assert!(turns.try_next(&"b").is_none());
+        assert!(turns.try_next(&"b").is_none() && !turns.has_free());
         drop(all);
+        assert!(turns.has_free());
         assert!(turns.try_next(&"b").is_some());
     }
 

@@ -8,6 +8,7 @@ pub mod allocator;
 pub mod atomic_file;
 pub mod backoff;
 pub mod fair_semaphore;
+pub mod fair_tasks;
 pub mod json;
 pub mod json_pointer;
 pub mod key_file;

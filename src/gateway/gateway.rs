@@ -20,8 +20,9 @@ use crate::{
     stages::Caller,
 };
 use portcullis_audit::{Audit, PruneFault, Pruned, export::Streams};
+use portcullis_chain::Party;
 use portcullis_config::Config;
-use portcullis_foundation::allocator::PageReturner;
+use portcullis_foundation::{allocator::PageReturner, fair_tasks::FairTasks};
 use portcullis_protocol::codec::{Caps, Frame};
 use portcullis_telemetry::Metrics;
 use portcullis_upstream::Launcher;
@@ -58,6 +59,8 @@ pub struct Gateway {
     pub(crate) server_requests: Arc<ServerRequests>,
     /// Returns freed memory of large messages to the system.
     pub(crate) returning: PageReturner,
+    /// Tasks of clients' connections and messages.
+    pub fair_tasks: FairTasks<Party>,
     pub(crate) tasks: TaskTracker,
     pub(crate) closing: CancellationToken,
 }

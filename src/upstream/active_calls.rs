@@ -43,7 +43,7 @@ impl ActiveCalls {
             most,
             queue,
             queue_timeout: QUEUE_TIMEOUT,
-            permits: FairSemaphore::new(most),
+            permits: FairSemaphore::with_reserve(most),
             calls: Mutex::default(),
             last_used: Mutex::new(Instant::now()),
         }
@@ -78,15 +78,32 @@ impl ActiveCalls {
         CallPermit { number, of: self, _permit: permit }
     }
 
+    /// Whether a call of this client would be refused now, because the queue is full.
+    ///
+    /// # Errors
+    /// [`CallError::Overloaded`].
+    pub fn ensure_room(&self, client: &PrincipalKind) -> Result<(), CallError> {
+        match self.permits.has_free() {
+            true => Ok(()),
+            false => self.waiting(&self.calls.lock(), client).map(|_| ()),
+        }
+    }
+
     fn enqueue(&self, client: &PrincipalKind) -> Result<Queued<'_>, CallError> {
         let mut calls = self.calls.lock();
+        let own = self.waiting(&calls, client)?;
+        calls.waiting.insert(client.clone(), own + 1);
+        Ok(Queued { client: client.clone(), of: self })
+    }
+
+    /// Number of this client's calls in the queue, if there is room for another one.
+    fn waiting(&self, calls: &Calls, client: &PrincipalKind) -> Result<usize, CallError> {
         let own = calls.waiting.get(client).copied().unwrap_or_default();
         let all: usize = calls.waiting.values().sum();
         if all >= self.queue || own >= self.queue.div_ceil(2) {
             return Err(CallError::Overloaded { what: "calls in the queue", most: self.queue });
         }
-        calls.waiting.insert(client.clone(), own + 1);
-        Ok(Queued { client: client.clone(), of: self })
+        Ok(own)
     }
 
     /// Number of calls in flight.
@@ -190,7 +207,9 @@ mod tests {
         assert!((&mut second).now_or_never().is_none() && (&mut third).now_or_never().is_none());
         let full = CallError::Overloaded { what: "calls in the queue", most: 4 };
         let refused = calls.admit(Some(&busy)).now_or_never().unwrap();
-        assert_eq!(refused.err(), Some(full), "it has half of the queue");
+        assert_eq!(refused.err(), Some(full.clone()), "it has half of the queue");
+        assert_eq!(calls.ensure_room(&busy), Err(full));
+        assert_eq!(calls.ensure_room(&other), Ok(()));
         let mut late = Box::pin(calls.admit(Some(&other)));
         assert!((&mut late).now_or_never().is_none());
         drop(first);
@@ -201,6 +220,7 @@ mod tests {
         drop(third);
         drop(second);
         assert_eq!((calls.count(), calls.begun()), (0, 3));
+        assert_eq!(calls.ensure_room(&busy), Ok(()));
         assert!(calls.calls.lock().waiting.is_empty());
     }
 

@@ -131,7 +131,8 @@ pub struct Server {
     /// timeout is extended.
     #[schemars(range(min = 1))]
     pub health_timeout_s: u64,
-    /// Maximum number of calls in flight on one instance. Further calls wait in the queue.
+    /// Maximum number of calls in flight on one instance. Further calls wait in the queue. From 8
+    /// on, one client has at most seven eighths of them.
     #[schemars(range(min = 1))]
     pub concurrent: usize,
     /// Maximum number of calls in the queue of one instance. A call waits up to 10 seconds. Clients

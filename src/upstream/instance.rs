@@ -30,7 +30,7 @@ use super::{
     transport::{Call, Reply},
     warm_pool::WarmPool,
 };
-use portcullis_protocol::exchange::Revision;
+use portcullis_protocol::{exchange::Revision, identity::PrincipalKind};
 
 /// Longest wait for the resource usage of a process.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -234,6 +234,14 @@ impl Instance {
             }
             failure => self.server().scrubbed(failure),
         })
+    }
+
+    /// Whether a call of this client would be refused now, because too many wait.
+    ///
+    /// # Errors
+    /// [`CallError::Overloaded`].
+    pub fn ensure_room(&self, client: &PrincipalKind) -> Result<(), CallError> {
+        self.calls.ensure_room(client)
     }
 
     async fn retry_call(

@@ -7,6 +7,7 @@ mod start_record;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -31,9 +32,9 @@ use crate::{
     upstream_call::InFlightCalls,
 };
 use portcullis_audit::{Audit, Unavailable, export, record::Event};
-use portcullis_chain::{Chain, ChainEntry};
+use portcullis_chain::{Chain, ChainEntry, heavy_at_once};
 use portcullis_config::{Code, Config, Diagnostics, Loaded, protected_paths, refused_mounts};
-use portcullis_foundation::fair_semaphore::FairSemaphore;
+use portcullis_foundation::{fair_semaphore::FairSemaphore, fair_tasks::FairTasks};
 use portcullis_interceptors::{
     InterceptorEntry, InterceptorKind,
     policy::PolicyGate,
@@ -318,6 +319,9 @@ impl GatewayBuilder {
             (self.metrics.clone(), self.policies.clone(), self.gate.clone());
         let (launcher, approvals) = (self.launcher.clone(), self.approvals.clone());
         let (tasks, closing) = (TaskTracker::new(), CancellationToken::new());
+        // A poll of a heavy message only waits for another thread, so it takes no place of others.
+        let workers = Handle::try_current().map_or(1, |runtime| runtime.metrics().num_workers());
+        let fair_tasks = FairTasks::new(workers + heavy_at_once());
         let limits = &config.limits;
         let recorder = Recorder::new(
             audit.clone(),
@@ -388,6 +392,7 @@ impl GatewayBuilder {
             in_flight,
             seal,
             page: limits.page,
+            fair_tasks: fair_tasks.clone(),
             tasks: tasks.clone(),
             closing: closing.clone(),
         });
@@ -408,6 +413,7 @@ impl GatewayBuilder {
             pipeline,
             server_requests,
             returning: Default::default(),
+            fair_tasks,
             tasks,
             closing,
         })

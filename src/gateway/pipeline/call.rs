@@ -122,6 +122,26 @@ impl ServerCalls {
         Self { stages, requests, in_flight, tasks, closing }
     }
 
+    /// Refuses a request that the queue of its instance has no room for. It would be refused when
+    /// it is sent, too. Without an intent, that costs less, so an overload leaves more for others.
+    ///
+    /// # Errors
+    /// `server-overloaded`.
+    pub fn ensure_room(
+        client: &ClientContext,
+        server: &Arc<Server>,
+        exchange: &Exchange,
+    ) -> Result<(), Refusal> {
+        let Some(mut instance) = server.at(client.party_key(server).as_ref()) else {
+            return Ok(());
+        };
+        if suits_any_replica(client, exchange) {
+            instance = server.least_busy(&instance);
+        }
+        let room = instance.ensure_room(&client.principal.kind);
+        room.map_err(|failure| failure.refusal(&server.name))
+    }
+
     /// Sends a request to a server and returns the response in the client's era.
     ///
     /// # Errors

@@ -8,11 +8,12 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::{runtime::Handle, sync::oneshot};
 use tokio_util::task::TaskTracker;
 
 use super::ExchangeResponse;
 use portcullis_chain::{Party, Weight, in_hand, in_turns};
+use portcullis_foundation::fair_tasks::FairTasks;
 
 /// The work on an exchange: a future with the response. The response is missing only if the work
 /// panicked, or the process is ending.
@@ -22,25 +23,27 @@ use portcullis_chain::{Party, Weight, in_hand, in_turns};
 pub struct ExchangeWork {
     state: State,
     turns: Option<(Party, Weight)>,
-    tasks: TaskTracker,
+    tasks: FairTasks<Party>,
 }
 
 enum State {
     /// Polled by the owner: no task, no channel and no other thread between them.
     Inline(BoxFuture<'static, Option<ExchangeResponse>>),
-    Spawned(JoinHandle<Option<ExchangeResponse>>),
+    Spawned(oneshot::Receiver<Option<ExchangeResponse>>),
     Over,
 }
 
 impl ExchangeWork {
-    /// Work on a message of this weight. `tasks` counts it until its end.
+    /// Work on a message of this weight, for a task of its own in `tasks`. `count` counts it until
+    /// its end.
     pub(super) fn new(
         work: impl Future<Output = ExchangeResponse> + Send + 'static,
         party: Party,
         weight: Weight,
-        tasks: TaskTracker,
+        tasks: FairTasks<Party>,
+        count: &TaskTracker,
     ) -> Self {
-        let counted = tasks.token();
+        let counted = count.token();
         // A panic ends this exchange, and not those of its owner.
         let work = AssertUnwindSafe(work).catch_unwind().map(move |ended| {
             drop(counted);
@@ -52,10 +55,18 @@ impl ExchangeWork {
     /// Moves the work to a task of its own, so that it advances while its owner does something else.
     pub fn spawn(&mut self) {
         // Without a runtime, the process is ending.
-        let Ok(runtime) = Handle::try_current() else { return };
+        if Handle::try_current().is_err() {
+            return;
+        }
         self.state = match (mem::replace(&mut self.state, State::Over), self.turns.take()) {
             (State::Inline(work), Some((party, weight))) => {
-                State::Spawned(self.tasks.spawn_on(in_turns(party, weight, work), &runtime))
+                let (done, response) = oneshot::channel();
+                let payer = party.clone();
+                self.tasks.spawn(move || payer.clone(), async move {
+                    // Its owner may have stopped waiting.
+                    let _ = done.send(in_turns(party, weight, work).await);
+                });
+                State::Spawned(response)
             }
             (state, _) => state,
         };

@@ -50,6 +50,7 @@ use crate::{
 };
 use portcullis_audit::Conclusion;
 use portcullis_chain::{Party, Weight};
+use portcullis_foundation::fair_tasks::FairTasks;
 use portcullis_protocol::{
     codec::{Frame, Id, Kind, Object, may_have},
     exchange::{Answer, Exchange, Method, Payload, Phase, Revision, Target},
@@ -78,6 +79,7 @@ pub(crate) struct Pipeline {
     server_tasks: Arc<Tasks>,
     builtin: BuiltinMethods,
     calls: ServerCalls,
+    fair_tasks: FairTasks<Party>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -96,6 +98,7 @@ pub(crate) struct PipelineParts {
     pub seal: Arc<Seal>,
     /// Entries on a page of a list.
     pub page: usize,
+    pub fair_tasks: FairTasks<Party>,
     pub tasks: TaskTracker,
     pub closing: CancellationToken,
 }
@@ -221,6 +224,7 @@ impl Pipeline {
             server_tasks,
             builtin,
             calls,
+            fair_tasks: parts.fair_tasks,
             tasks,
             closing,
         })
@@ -249,7 +253,7 @@ impl Pipeline {
             response.text = response.text.map(|text| permit.hold(text));
             response
         };
-        let work = ExchangeWork::new(work, party, weight, self.tasks.clone());
+        let work = ExchangeWork::new(work, party, weight, self.fair_tasks.clone(), &self.tasks);
         ExchangeHandle { notices: receiver, work, cancel }
     }
 
@@ -336,6 +340,11 @@ impl Pipeline {
             return Err(self.builtin.unknown_tool(client, exchange, name));
         }
         mirrored_headers::check(self.recorder(), client, exchange, &sent)?;
+        if let Some(server) = &server
+            && !matches!(exchange.target, Target::None)
+        {
+            ServerCalls::ensure_room(client, server, exchange)?;
+        }
         self.stages.obligations.apply(exchange, record).await?;
         // The decision was about the entry that had the server's name then. The config may have
         // changed since, because a person's approval takes time.

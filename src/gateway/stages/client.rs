@@ -157,6 +157,9 @@ impl ClientContext {
         let askable = self.abilities.is_askable();
         // Where each client has a dedicated instance, its log level affects no other client.
         let separate = askable || self.level.is_some() && !apart;
+        if !separate && !apart {
+            return None;
+        }
         let by_session = separate || sharing == Sharing::PerSession;
         let capabilities = self.abilities.raw().clone();
         let principal = self.principal.kind.clone();

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::client_network::network;
+use portcullis_chain::Party;
 use portcullis_config::ConnectionBounds;
 use portcullis_protocol::{
     identity::PrincipalKind,
@@ -84,6 +85,8 @@ impl UnloggedEvents {
 pub(super) struct ConnectionPermit {
     table: Arc<ConnectionTable>,
     number: u64,
+    /// Network of the peer.
+    network: IpAddr,
     displaced: Arc<Notify>,
     slot: Mutex<Slot>,
 }
@@ -134,7 +137,8 @@ impl ConnectionTable {
         let network = network(address);
         let mut state = self.state.lock();
         let displaced = Arc::new(Notify::new());
-        let permit = self.permit(&mut state, displaced, Slot::Unauthenticated(network));
+        let slot = Slot::Unauthenticated(network);
+        let permit = self.permit(&mut state, network, displaced, slot);
         let crowded = state.insert(network, permit.number, permit.displaced.clone(), &self.bounds);
         (permit, crowded)
     }
@@ -155,17 +159,19 @@ impl ConnectionTable {
         state.authenticated_count += 1;
         let displaced = Arc::new(Notify::new());
         let slot = Slot::Proxy(state.idle(&displaced));
-        Some(self.permit(&mut state, displaced, slot))
+        Some(self.permit(&mut state, network(address), displaced, slot))
     }
 
     fn permit(
         self: &Arc<Self>,
         state: &mut State,
+        network: IpAddr,
         displaced: Arc<Notify>,
         slot: Slot,
     ) -> ConnectionPermit {
         let number = state.number();
-        ConnectionPermit { table: self.clone(), number, displaced, slot: Mutex::new(slot) }
+        let slot = Mutex::new(slot);
+        ConnectionPermit { table: self.clone(), number, network, displaced, slot }
     }
 }
 
@@ -178,6 +184,19 @@ impl ConnectionPermit {
             if !self.has_slot() {
                 return;
             }
+        }
+    }
+
+    /// The party whose work the connection is.
+    pub fn party(&self) -> Party {
+        match &*self.slot.lock() {
+            Slot::Client(client) | Slot::Proxy(Forwarding::Client(client)) => {
+                Party::Client(client.clone())
+            }
+            Slot::Unauthenticated(network) | Slot::Proxy(Forwarding::Anonymous(network)) => {
+                Party::Network(*network)
+            }
+            Slot::Proxy(Forwarding::Idle(_) | Forwarding::Unknown) => Party::Network(self.network),
         }
     }
 

@@ -21,7 +21,10 @@ use tokio::{
     sync::Semaphore,
 };
 use tokio_io_timeout::TimeoutStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tower::{Service, ServiceExt};
 
 use super::{
@@ -29,7 +32,9 @@ use super::{
     connections::{ConnectionPermit, ConnectionTable, RequestGuard},
     proxy_protocol::{self, ProxyProtocolFault},
 };
+use portcullis_chain::Party;
 use portcullis_config::{ClientAddressSource, ConnectionBounds, ConnectionLimits, Listen};
+use portcullis_foundation::fair_tasks::FairTasks;
 
 /// Time limit of a request's headers, from the start of the connection.
 const HEADERS: Duration = Duration::from_secs(10);
@@ -49,6 +54,9 @@ const OTHER_FILES: usize = 512;
 const NO_PROXY_HEADER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\
     Content-Type: text/plain\r\nContent-Length: 59\r\n\r\n\
     this is for reverse proxies: begin with the PROXY protocol\n";
+
+/// Time between two wake-ups of the runtime: less than the shortest timer of a request.
+const WAKE_UPS: Duration = Duration::from_millis(900);
 
 /// A bound address.
 pub struct Listener {
@@ -95,9 +103,10 @@ impl Listener {
         routes: Router,
         listen: &Listen,
         bounds: ConnectionBounds,
+        tasks: FairTasks<Party>,
         closing: CancellationToken,
     ) -> BoxFuture<'static, ()> {
-        Box::pin(self.accept_all(routes, TrustedProxies::of(listen), bounds, closing))
+        Box::pin(self.accept_all(routes, TrustedProxies::of(listen), bounds, tasks, closing))
     }
 
     async fn accept_all(
@@ -105,12 +114,14 @@ impl Listener {
         routes: Router,
         proxies: Option<TrustedProxies>,
         bounds: ConnectionBounds,
+        tasks: FairTasks<Party>,
         closing: CancellationToken,
     ) {
         let open = Arc::new(Semaphore::new(bounds.total() + CLOSING));
         let table = Arc::new(ConnectionTable::new(bounds));
         let connections = TaskTracker::new();
         let shared = Arc::new(Shared { routes, proxies, closing: closing.clone() });
+        let _wake_ups = AbortOnDropHandle::new(tokio::spawn(regular_wake_ups()));
         loop {
             let open_slot = tokio::select! {
                 open_slot = open.clone().acquire_owned() => open_slot,
@@ -138,13 +149,15 @@ impl Listener {
             };
             let _ = stream.set_nodelay(true);
             let (permit, shared) = (Arc::new(permit), shared.clone());
-            connections.spawn(async move {
-                let _open_slot = open_slot;
+            let (counted, owner) = (connections.token(), permit.clone());
+            let served = async move {
+                let (_open_slot, _counted) = (open_slot, counted);
                 let connection = shared.connection(stream, peer, is_proxy, permit.clone());
                 if until_displaced(connection, &permit).await == Ended::Displaced {
                     tracing::debug!(%peer, "connection without a key closed in favor of another");
                 }
-            });
+            };
+            tasks.spawn(move || owner.party(), served);
             if crowded {
                 // Reads requests with keys before further connections can displace theirs.
                 tokio::task::yield_now().await;
@@ -152,6 +165,14 @@ impl Listener {
         }
         connections.close();
         let _ = tokio::time::timeout(GRACE + super::super::DRAIN, connections.wait()).await;
+    }
+}
+
+/// Wakes the runtime regularly. Each request has timers of a second and more. The runtime needs a
+/// system call for a timer that is due before it would wake by itself, so none of these is.
+async fn regular_wake_ups() {
+    loop {
+        tokio::time::sleep(WAKE_UPS).await;
     }
 }
 

@@ -37,7 +37,8 @@ pub(super) async fn serve(
     let routes =
         front::http::network(proxy.clone(), keyring.clone(), &loaded.config.listen, address);
     let bounds = connection_bounds(loaded);
-    let network = listener.serve(routes, &loaded.config.listen, bounds, stop.clone());
+    let tasks = proxy.fair_tasks.clone();
+    let network = listener.serve(routes, &loaded.config.listen, bounds, tasks, stop.clone());
     let network = tokio::spawn(network);
     let local = admin::audit_routes(proxy.audit.clone(), stop.clone())
         .merge(admin::keeping_routes(proxy.clone()))
