@@ -322,6 +322,17 @@ impl Engine {
         rules
     }
 
+    /// The policies of the set in use with their texts, by file and line.
+    pub fn texts(&self) -> Vec<(Rule, String)> {
+        let set = self.current.load();
+        let text = |rule: &Rule| {
+            let span = set.loaded.spans.get(&PolicyId::new(&rule.id))?;
+            span.file.text.get(span.start..span.start + span.length)
+        };
+        let rules = self.rules().into_iter();
+        rules.filter_map(|rule| text(&rule).map(str::to_owned).map(|text| (rule, text))).collect()
+    }
+
     /// A finding of the lowest severity that shows the text of a policy.
     pub fn show(
         &self,
@@ -425,13 +436,24 @@ impl Engine {
         action: Action,
         resource: Resource<'_>,
     ) -> Outcome {
+        self.decide_own_at(subject, action, resource, jiff::Timestamp::now())
+    }
+
+    /// As [`Engine::decide_own`], at another time.
+    pub(super) fn decide_own_at(
+        &self,
+        subject: Subject<'_>,
+        action: Action,
+        resource: Resource<'_>,
+        at: jiff::Timestamp,
+    ) -> Outcome {
         let outcome = self.decide(&Request {
             subject,
             action,
             resource,
             args: None,
             written: b"",
-            circumstances: Circumstances::own(jiff::Timestamp::now()),
+            circumstances: Circumstances::own(at),
         });
         for Shadow { rule, problem } in &outcome.shadows {
             let would = if outcome.allowed { "refuse" } else { "permit" };

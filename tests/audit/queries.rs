@@ -131,7 +131,8 @@ async fn statistics_summarize_the_log() {
         "decisions: up to 5 in 1 min",
         "CALLS       COUNT  P50",
         "CLIENT  COUNT  REFUSED\ndev     3      2\nci-bot  2      0\n",
-        "github/delete_repo  2      2",
+        "TOOL                COUNT  REFUSED  P50  ",
+        "github/delete_repo  2      2        -",
         "NOT DONE: CODE  COUNT\npolicy-denied   1\nrate-limited    1\n",
         "REFUSED: RULE   COUNT\nno-destructive  2\n",
     ] {
@@ -142,6 +143,8 @@ async fn statistics_summarize_the_log() {
     let summary = &summary["summary"];
     assert_eq!((&summary["decisions"], &summary["refused"]), (&2.into(), &0.into()));
     assert_eq!(summary["servers"][0]["name"], "notes");
+    let tool = &summary["tools"]["top"][0];
+    assert_eq!((&tool["name"], &tool["latency"]["count"]), (&"notes/read".into(), &0.into()));
     assert_eq!(summary["latency"]["total"]["count"], 2);
 }
 

@@ -17,6 +17,7 @@ pub mod one_shot;
 pub mod profile_overrides;
 pub mod run;
 pub mod server_entries;
+pub mod server_facts;
 pub mod server_states;
 pub mod servers;
 pub mod status;
