@@ -700,6 +700,7 @@ fn empty_list_of_tools_names_the_missing_policy() {
     let (code, _, err) = run(dir, &["tools", "ls"]);
     assert_eq!(code, 10, "{err}");
     assert!(err.contains("You act as the local user `"), "{err}");
+    assert!(err.contains("policy new read-only --local-user USER"), "{err}");
     policies(connects);
     let (code, _, err) = run(dir, &["tools", "ls"]);
     assert_eq!(code, 0, "{err}");
@@ -710,6 +711,12 @@ fn empty_list_of_tools_names_the_missing_policy() {
     ] {
         assert!(err.contains(part), "{part}: {err}");
     }
+    policies(&format!(
+        "{connects}permit (principal, action == Portcullis::Action::\"call_tool\", resource);\n"
+    ));
+    let (code, out, err) = run(dir, &["tools", "ls", "--short"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.lines().any(|line| line == "notes__add_note"), "{out}");
     fs::write(dir.join("portcullis.toml"), "").unwrap();
     let (_, _, err) = run(dir, &["tools", "ls"]);
     assert!(err.contains("`portcullis add`"), "{err}");

@@ -59,6 +59,8 @@ async fn filters_and_options_are_combined() {
         (&["--rule", "no-destructive", "--since", "today"], "2"),
         (&["has refusal or client = ci-bot"], "4"),
         (&["kind = intent"], "4"),
+        (&["--calls"], "5"),
+        (&["--calls", "kind = event"], "0"),
         (&["--intents"], "9"),
         (&["time > 1h ago and total < 1h and not server = github"], "3"),
     ] {

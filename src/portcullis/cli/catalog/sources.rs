@@ -307,7 +307,7 @@ impl Workspace {
     /// The engine does not answer.
     pub async fn on_engine(&self, image: &str) -> anyhow::Result<Option<String>> {
         let engine = Engines::find(self.engine.as_deref()).await.now();
-        let engine = engine.map_err(|why| anyhow::anyhow!("no container engine answers: {why}"))?;
+        let engine = engine.map_err(|why| anyhow::anyhow!("{why}"))?;
         engine.has(image).await.map_err(|failure| anyhow::anyhow!("{}", failure.what))
     }
 

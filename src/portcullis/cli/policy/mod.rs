@@ -95,6 +95,17 @@ pub(super) fn inventory(loaded: &Loaded) -> Inventory {
     }
 }
 
+/// Notes which servers policies name that the config lacks.
+pub(super) fn note_absent_servers(absent: &BTreeSet<String>, ctx: &Context) {
+    if !absent.is_empty() {
+        let names: Vec<_> = absent.iter().map(|name| format!("`{name}`")).collect();
+        ctx.note(format!(
+            "note: policies name servers that the config does not have: {}",
+            names.join(", ")
+        ));
+    }
+}
+
 /// Loads policies with names relative to the working folder, so that they can be opened from there.
 fn load(source: Source) -> Result<Engine, Vec<Finding>> {
     let here = std::env::current_dir().unwrap_or_default();
