@@ -3,6 +3,7 @@
 //! Invariant: nothing here parses arguments, prints, or knows `cli`. Errors name the options that
 //! caused them.
 
+pub mod background;
 pub mod bridge;
 pub mod can_i;
 pub mod catalog_search;
