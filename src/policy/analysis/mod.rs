@@ -269,7 +269,7 @@ fn is_about_absent_servers(policy: &Policy, inventory: &Inventory) -> bool {
     let Some(servers) = &inventory.servers else { return false };
     let servers: Vec<_> = servers.iter().collect();
     let literals = policy.entity_literals().into_iter();
-    let mut of_servers = literals.filter(|literal| is_of_server(literal)).peekable();
+    let mut of_servers = literals.filter(is_of_server).peekable();
     of_servers.peek().is_some() && of_servers.all(|literal| is_absent(&literal, &servers))
 }
 

@@ -1,7 +1,7 @@
 //! A proxy that runs in the background, started for a client that found none.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::Path,
     process::Stdio,
@@ -63,7 +63,11 @@ pub async fn start(path: &Path, loaded: &Loaded) -> anyhow::Result<()> {
             return Ok(());
         }
         if let Some(status) = ended {
-            bail!("the proxy did not start ({status}): see {}", log.display());
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let begin = text.rfind("\nerror: ").map_or(0, |at| at + 1);
+            let why = text.get(begin..).filter(|why| why.starts_with("error: "));
+            let why = why.map(str::trim_end).unwrap_or("no error is in the log");
+            bail!("the proxy did not start ({status}): {why}\nIts log is {}", log.display());
         }
         if Instant::now() >= end {
             bail!("the proxy does not answer yet: see {}", log.display());
