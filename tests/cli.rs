@@ -4,13 +4,17 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
     process::{Command, Output, Stdio},
 };
 
-use nix::pty::{Winsize, openpty};
+use nix::{
+    pty::{Winsize, openpty},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -700,6 +704,7 @@ fn empty_list_of_tools_names_the_missing_policy() {
     let (code, _, err) = run(dir, &["tools", "ls"]);
     assert_eq!(code, 10, "{err}");
     assert!(err.contains("You act as the local user `"), "{err}");
+    assert!(err.contains("policy new read-only --local-user USER"), "{err}");
     policies(connects);
     let (code, _, err) = run(dir, &["tools", "ls"]);
     assert_eq!(code, 0, "{err}");
@@ -710,7 +715,71 @@ fn empty_list_of_tools_names_the_missing_policy() {
     ] {
         assert!(err.contains(part), "{part}: {err}");
     }
+    policies(&format!(
+        "{connects}permit (principal, action == Portcullis::Action::\"call_tool\", resource);\n"
+    ));
+    let (code, out, err) = run(dir, &["tools", "ls", "--short"]);
+    assert_eq!(code, 0, "{err}");
+    assert!(out.lines().any(|line| line == "notes__add_note"), "{out}");
     fs::write(dir.join("portcullis.toml"), "").unwrap();
     let (_, _, err) = run(dir, &["tools", "ls"]);
     assert!(err.contains("`portcullis add`"), "{err}");
+}
+
+/// The processes with this path among their arguments that run the proxy.
+fn proxies_of(config: &Path) -> Vec<i32> {
+    let config = config.to_str().unwrap();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let runs = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
+        words.contains(&config.as_bytes()) && words.get(1) == Some(&&b"run"[..])
+    };
+    pids.filter(runs).collect()
+}
+
+#[test]
+fn clients_without_a_proxy_start_one_and_share_it() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let dir = folder(&format!(
+        "[listen]\nhttp = '127.0.0.1:{port}'\n[servers.notes]\ncommand = ['portcullis', \
+         'example-server', 'notes']\nruntime = 'sandbox'\n"
+    ));
+    let dir = dir.path();
+    fs::write(dir.join("policies/a.cedar"), "permit (principal, action, resource);").unwrap();
+    let connect = ["client", "connect", "claude-code", "--file", "client.json", "--yes"];
+    let (code, _, err) = run_at_home(dir, &connect);
+    assert_eq!(code, 0, "{err}");
+    let file = fs::read(dir.join("client.json")).unwrap();
+    let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
+    let entry = &file["mcpServers"]["portcullis"];
+    let arguments: Vec<_> =
+        entry["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    let client = || {
+        let mut command = Command::new(entry["command"].as_str().unwrap());
+        // A client starts its servers anywhere.
+        command.args(&arguments).current_dir("/").env_remove("PORTCULLIS_CONFIG");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let hello = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"initialize\",\"params\":\
+                     {\"protocolVersion\":\"2025-11-25\",\"capabilities\":{},\"clientInfo\":\
+                     {\"name\":\"c\",\"version\":\"1\"}}}\n";
+        child.stdin.take().unwrap().write_all(hello.as_bytes()).unwrap();
+        child
+    };
+    let clients = [client(), client()];
+    let answers = clients.map(|child| child.wait_with_output().unwrap());
+    let proxies = proxies_of(&dir.join("portcullis.toml"));
+    let after = client().wait_with_output().unwrap();
+    for pid in &proxies {
+        kill(Pid::from_raw(*pid), Signal::SIGTERM).unwrap();
+    }
+    for output in answers.iter().chain([&after]) {
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("\"serverInfo\""), "{output:?}");
+    }
+    assert_eq!(proxies.len(), 1, "{proxies:?}");
+    let log = fs::read_to_string(dir.join(".portcullis/background.log")).unwrap();
+    assert!(log.contains("portcullis listens on"), "{log}");
 }

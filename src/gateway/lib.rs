@@ -20,6 +20,7 @@
 
 pub mod admin;
 mod admission;
+mod app_uris;
 pub mod approval;
 mod builder;
 mod client_network;

@@ -360,9 +360,13 @@ impl UngrantedCapability {
     /// The missing policy.
     fn permit(&self, plugin: &str) -> String {
         let id = cedar_policy::EntityId::new(plugin);
+        // The id of the resource, as Cedar escapes it.
+        let resource = self.shown.split_once('"').and_then(|(_, rest)| rest.strip_suffix('"'));
         format!(
-            "permit (principal == Portcullis::Plugin::\"{}\", action == \
+            "@id(\"{}.{}\") permit (principal == Portcullis::Plugin::\"{}\", action == \
              Portcullis::Action::\"{}\", resource == Portcullis::{});",
+            id.escaped(),
+            resource.unwrap_or_default(),
             id.escaped(),
             self.action.as_str(),
             self.shown

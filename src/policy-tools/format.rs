@@ -47,6 +47,11 @@ pub fn format(name: &Path, text: &str) -> Result<String, Vec<Finding>> {
     format_file(&File { name: name.to_owned(), text: text.into() })
 }
 
+/// One policy in the common layout, if the formatter can lay it out.
+pub(super) fn pretty(policy: &str) -> Option<String> {
+    Some(policies_str_to_pretty(policy, &LAYOUT).ok()?.trim().to_owned())
+}
+
 fn format_file(file: &File) -> Result<String, Vec<Finding>> {
     let failed = |problem: String| {
         vec![

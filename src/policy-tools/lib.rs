@@ -1,12 +1,14 @@
 //! The policy workbench: tools for developing policies, without enforcement.
 //!
-//! `testing` runs case files, `replay` decides recorded calls again, `compare` shows the
-//! differences between two policy sets, `learn` proposes policies from records, `format` formats
-//! them and `templates` starts them. The engine that decides is [`portcullis_policy`].
+//! `testing` runs case files, `replay` decides recorded calls again, `changes` shows the
+//! policies that differ between two sets and `compare` their effect, `learn` proposes policies from
+//! records, `format` formats them and `templates` starts them. The engine that decides is
+//! [`portcullis_policy`].
 //!
 //! # Invariants
 //! - Facts that are missing in a record are reported as unknown, never guessed.
 
+mod changes;
 mod compare;
 mod format;
 mod learn;
@@ -14,6 +16,7 @@ mod replay;
 mod templates;
 mod testing;
 
+pub use changes::{ChangeKind, Place, PolicyChange, changes};
 pub use compare::{Access, Comparison, Difference};
 pub use format::{Formatted, format, format_files};
 pub use learn::{Learner, Proposal};

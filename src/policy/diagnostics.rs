@@ -31,7 +31,7 @@ impl File {
 /// their error.
 #[derive(Debug, Clone)]
 pub struct Finding {
-    code: &'static str,
+    pub(super) code: &'static str,
     severity: Severity,
     message: String,
     help: Option<Box<str>>,
@@ -98,6 +98,21 @@ impl Finding {
     pub(super) fn advice(mut self) -> Self {
         self.severity = Severity::Advice;
         self
+    }
+
+    /// Adds a line to the help.
+    pub(super) fn also(self, text: &str) -> Self {
+        let help = match &self.help {
+            Some(help) => format!("{help}\n{text}"),
+            None => text.to_owned(),
+        };
+        self.help(help)
+    }
+
+    /// File and line.
+    pub(super) fn place(&self) -> Option<String> {
+        let (file, position) = self.order();
+        Some(format!("{}:{}", file?.display(), position?.0))
     }
 
     /// Sort key: file, line, column.

@@ -309,10 +309,18 @@ impl Engine {
         let set = self.current.load();
         let mut findings = analysis::findings(&set.loaded, inventory);
         if let Some(servers) = &inventory.servers {
-            findings.extend(set.loaded.unknown_servers(&servers.iter().collect::<Vec<_>>()));
+            findings.extend(set.loaded.misspelled_servers(&servers.iter().collect::<Vec<_>>()));
         }
         findings.sort_by_key(Finding::order);
-        findings
+        once_each(findings)
+    }
+
+    /// The servers that policies name and the inventory lacks, except misspelled ones, which are
+    /// findings. Policies about them have no effect.
+    pub fn absent_servers(&self, inventory: &Inventory) -> BTreeSet<String> {
+        let Some(servers) = &inventory.servers else { return BTreeSet::new() };
+        let servers: Vec<_> = servers.iter().collect();
+        self.current.load().loaded.absent_servers(&servers)
     }
 
     /// The policies of the set in use, by file and line.
@@ -320,6 +328,17 @@ impl Engine {
         let mut rules: Vec<_> = self.current.load().loaded.rules.values().cloned().collect();
         rules.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
         rules
+    }
+
+    /// The policies of the set in use with their texts, by file and line.
+    pub fn texts(&self) -> Vec<(Rule, String)> {
+        let set = self.current.load();
+        let text = |rule: &Rule| {
+            let span = set.loaded.spans.get(&PolicyId::new(&rule.id))?;
+            span.file.text.get(span.start..span.start + span.length)
+        };
+        let rules = self.rules().into_iter();
+        rules.filter_map(|rule| text(&rule).map(str::to_owned).map(|text| (rule, text))).collect()
     }
 
     /// A finding of the lowest severity that shows the text of a policy.
@@ -425,13 +444,24 @@ impl Engine {
         action: Action,
         resource: Resource<'_>,
     ) -> Outcome {
+        self.decide_own_at(subject, action, resource, jiff::Timestamp::now())
+    }
+
+    /// As [`Engine::decide_own`], at another time.
+    pub(super) fn decide_own_at(
+        &self,
+        subject: Subject<'_>,
+        action: Action,
+        resource: Resource<'_>,
+        at: jiff::Timestamp,
+    ) -> Outcome {
         let outcome = self.decide(&Request {
             subject,
             action,
             resource,
             args: None,
             written: b"",
-            circumstances: Circumstances::own(jiff::Timestamp::now()),
+            circumstances: Circumstances::own(at),
         });
         for Shadow { rule, problem } in &outcome.shadows {
             let would = if outcome.allowed { "refuse" } else { "permit" };
@@ -603,4 +633,34 @@ impl Status {
             last_error: None,
         }
     }
+}
+/// Codes of findings about a name, which a set can have in many places.
+const ABOUT_NAMES: [&str; 3] =
+    ["policy-empty-group", "policy-unknown-client", "policy-unknown-server"];
+/// Maximum number of further places in one finding.
+const MORE_PLACES: usize = 4;
+
+/// Joins equal findings about one name: the first has the places of the others.
+fn once_each(findings: Vec<Finding>) -> Vec<Finding> {
+    let mut joined: Vec<(Finding, Vec<String>)> = Vec::new();
+    for finding in findings {
+        let is_about_name = ABOUT_NAMES.contains(&finding.code);
+        let same = |first: &Finding| {
+            is_about_name && first.code == finding.code && first.to_string() == finding.to_string()
+        };
+        match joined.iter_mut().find(|(first, _)| same(first)) {
+            Some((_, places)) => places.extend(finding.place()),
+            None => joined.push((finding, Vec::new())),
+        }
+    }
+    let joined = joined.into_iter().map(|(finding, places)| {
+        if places.is_empty() {
+            return finding;
+        }
+        let shown = places.iter().take(MORE_PLACES).map(String::as_str).collect::<Vec<_>>();
+        let rest = if places.len() > shown.len() { ", …" } else { "" };
+        let also = format!("also at {}{rest} ({} in all)", shown.join(", "), places.len() + 1);
+        finding.also(&also)
+    });
+    joined.collect()
 }

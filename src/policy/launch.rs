@@ -71,9 +71,15 @@ impl Start<'_> {
 impl Engine {
     /// Decides all parts of a launch. It is permitted if each part [is](Outcome::permits_alone).
     pub fn decide_start(&self, start: &Start<'_>) -> Vec<Part> {
+        self.decide_start_at(start, jiff::Timestamp::now())
+    }
+
+    /// As [`Engine::decide_start`], at another time.
+    pub fn decide_start_at(&self, start: &Start<'_>, at: jiff::Timestamp) -> Vec<Part> {
         start.parts(|requests| {
             let decided = requests.into_iter().map(|(action, resource, target)| {
-                let outcome = self.decide_own(Subject::Server(start.server), action, resource);
+                let subject = Subject::Server(start.server);
+                let outcome = self.decide_own_at(subject, action, resource, at);
                 Part { action, target, outcome }
             });
             decided.collect()

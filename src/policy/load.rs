@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -274,37 +274,20 @@ impl Loaded {
         ids
     }
 
-    /// A warning for every mention of an unknown server, or of an item of one.
-    pub(super) fn unknown_servers(&self, configured: &[&ServerName]) -> Vec<Finding> {
+    /// A warning for each mention of a server whose name is nearly that of one of the config, and
+    /// for each file of tools of an unknown server.
+    pub(super) fn misspelled_servers(&self, configured: &[&ServerName]) -> Vec<Finding> {
         let mut findings = Vec::new();
         for policy in self.policies.policies() {
             let Some(policy_span) = self.spans.get(policy.id()) else { continue };
             for literal in policy.entity_literals() {
-                let id = literal.id().unescaped();
-                let name = match literal.type_name().basename() {
-                    "Server" => id,
-                    "Tool" | "Prompt" | "Resource" | "ResourceTemplate" => {
-                        id.split_once('/').map_or(id, |(server, _)| server)
-                    }
-                    _ => continue,
-                };
-                if configured.iter().any(|server| server.as_str() == name) {
-                    continue;
-                }
-                let near = configured
-                    .iter()
-                    .map(|server| (strsim::damerau_levenshtein(server.as_str(), name), server))
-                    .min()
-                    .filter(|(distance, _)| *distance <= 2);
-                let help = match near {
-                    Some((_, server)) => format!("did you mean `{server}`?"),
-                    None => format!("add `[servers.{name}]` to the config, or take this out"),
-                };
+                let Some(name) = server_of(&literal) else { continue };
+                let Some(near) = near_server(name, configured) else { continue };
                 let message = format!("the config has no server `{name}`");
                 let label = "is on no server of the config";
                 let text = literal.to_string();
                 let finding = policy_span.warn("policy-unknown-server", message, &text, label);
-                findings.push(finding.help(help));
+                findings.push(finding.help(format!("did you mean `{near}`?")));
             }
         }
         for (server, file) in self.ground.vocabulary.typed().files() {
@@ -320,6 +303,14 @@ impl Loaded {
         }
         findings.sort_by_key(Finding::order);
         findings
+    }
+
+    /// The servers that policies name, the config lacks, and that are no misspelled ones of it.
+    /// Policies about them have no effect.
+    pub(super) fn absent_servers(&self, configured: &[&ServerName]) -> BTreeSet<String> {
+        let literals = self.policies.policies().flat_map(|policy| policy.entity_literals());
+        let absent = literals.filter(|literal| is_absent(literal, configured));
+        absent.filter_map(|literal| server_of(&literal).map(str::to_owned)).collect()
     }
 }
 
@@ -424,4 +415,42 @@ fn check_annotations(policy: &Policy, file: &File, findings: &mut Vec<Finding>) 
         }
     }
     obligations
+}
+
+/// The server that a policy names, or that of the item that it names.
+fn server_of(literal: &EntityUid) -> Option<&str> {
+    let id = literal.id().unescaped();
+    match literal.type_name().basename() {
+        "Server" => Some(id),
+        "Tool" | "Prompt" | "Resource" | "ResourceTemplate" => {
+            Some(id.split_once('/').map_or(id, |(server, _)| server))
+        }
+        _ => None,
+    }
+}
+
+/// Whether this is a server or an item of one.
+pub(super) fn is_of_server(literal: &EntityUid) -> bool {
+    server_of(literal).is_some()
+}
+
+/// The server of the config that an unknown name was probably meant to be.
+fn near_server<'a>(name: &str, configured: &[&'a ServerName]) -> Option<&'a ServerName> {
+    if configured.iter().any(|server| server.as_str() == name) {
+        return None;
+    }
+    let near = configured
+        .iter()
+        .map(|server| (strsim::damerau_levenshtein(server.as_str(), name), *server))
+        .min()
+        .filter(|(distance, _)| *distance <= 2);
+    near.map(|(_, server)| server)
+}
+
+/// Whether this is a server, or an item of one, that the config lacks and that is not misspelled.
+pub(super) fn is_absent(literal: &EntityUid, configured: &[&ServerName]) -> bool {
+    server_of(literal).is_some_and(|name| {
+        let known = configured.iter().any(|server| server.as_str() == name);
+        !known && near_server(name, configured).is_none()
+    })
 }

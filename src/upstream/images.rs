@@ -579,7 +579,7 @@ fn unlocked(error: LockError) -> ImageError {
 }
 
 fn no_engine(why: &str) -> ImageError {
-    failed(format!("no container engine answers: {why}"), "start Docker or Podman")
+    failed(why.to_owned(), "start Docker or Podman")
 }
 
 /// Size in bytes as a text with a unit.

@@ -187,8 +187,11 @@ impl Launcher {
         let mut process = match placement {
             Placement::Container { .. } => {
                 let engine = engine.as_ref().map_err(|why| LaunchFailure {
-                    what: format!("no container engine answers: {why}"),
-                    remedy: Some("start Docker, or set runtime = \"sandbox\"".into()),
+                    what: why.to_string(),
+                    remedy: Some(match settings.image {
+                        Some(_) => "start Docker or Podman".into(),
+                        None => "start Docker or Podman, or set runtime = \"sandbox\"".into(),
+                    }),
                 })?;
                 if spec.image.is_none() {
                     let program = spec.command.first().map(PathBuf::from).unwrap_or_default();

@@ -59,6 +59,8 @@ async fn filters_and_options_are_combined() {
         (&["--rule", "no-destructive", "--since", "today"], "2"),
         (&["has refusal or client = ci-bot"], "4"),
         (&["kind = intent"], "4"),
+        (&["--calls"], "5"),
+        (&["--calls", "kind = event"], "0"),
         (&["--intents"], "9"),
         (&["time > 1h ago and total < 1h and not server = github"], "3"),
     ] {
@@ -131,7 +133,8 @@ async fn statistics_summarize_the_log() {
         "decisions: up to 5 in 1 min",
         "CALLS       COUNT  P50",
         "CLIENT  COUNT  REFUSED\ndev     3      2\nci-bot  2      0\n",
-        "github/delete_repo  2      2",
+        "TOOL                COUNT  REFUSED  P50  ",
+        "github/delete_repo  2      2        -",
         "NOT DONE: CODE  COUNT\npolicy-denied   1\nrate-limited    1\n",
         "REFUSED: RULE   COUNT\nno-destructive  2\n",
     ] {
@@ -142,6 +145,8 @@ async fn statistics_summarize_the_log() {
     let summary = &summary["summary"];
     assert_eq!((&summary["decisions"], &summary["refused"]), (&2.into(), &0.into()));
     assert_eq!(summary["servers"][0]["name"], "notes");
+    let tool = &summary["tools"]["top"][0];
+    assert_eq!((&tool["name"], &tool["latency"]["count"]), (&"notes/read".into(), &0.into()));
     assert_eq!(summary["latency"]["total"]["count"], 2);
 }
 

@@ -103,7 +103,8 @@ fn plugin_inspect_shows_manifest_and_cost() {
     assert_eq!(code, 0);
     assert!(out.contains("its cost was not measured: "), "{out}");
     assert!(out.contains("  asked     once; put it behind"), "{out}");
-    assert!(out.contains("config = {}   # it has to say: limits\n"), "{out}");
+    assert!(out.contains("config = { limits = "), "{out}");
+    assert!(out.contains("   # an example: write your own values\n"), "{out}");
     assert!(out.contains("[interceptors.grants]\nclock = true\nstate = \"1MiB\"\n"), "{out}");
 }
 

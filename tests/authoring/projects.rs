@@ -1,6 +1,16 @@
 //! New projects in every language build a plugin that passes its own cases.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::Path,
+    process::Stdio,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::run;
 
@@ -61,6 +71,39 @@ fn python_project_builds_and_passes_its_cases() {
 #[test]
 fn c_project_builds_and_passes_its_cases() {
     project("c");
+}
+
+#[test]
+fn watched_project_is_built_and_tested_after_each_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = ["plugin", "new", "--lang", "rust", "no-marker"];
+    assert_eq!(run(dir.path(), &new).0, 0);
+    let mut command = super::command(dir.path(), &["plugin", "build", "no-marker", "--watch"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut err = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut line = |text: &str| out.find(|line| line.contains(text)).expect(text);
+    let mut waits = || err.find(|line| line.contains("waiting for a change")).unwrap();
+    line("built no-marker 0.1.0");
+    line("messages as expected");
+    waits();
+    // A case that fails does not end it, nor does an error of the compiler.
+    let cases = dir.path().join("no-marker/no-marker.test.yaml");
+    let before = fs::read_to_string(&cases).unwrap();
+    fs::write(&cases, before.replacen("expect: pass", "expect: refuse", 1)).unwrap();
+    line("built no-marker 0.1.0");
+    line("NOT as expected");
+    waits();
+    let source = dir.path().join("no-marker/src/lib.rs");
+    let code = fs::read_to_string(&source).unwrap();
+    fs::write(&source, "not Rust").unwrap();
+    waits();
+    fs::write(&source, code).unwrap();
+    fs::write(&cases, before).unwrap();
+    line("messages as expected");
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    kill(pid, Signal::SIGINT).unwrap();
+    assert!(!child.wait().unwrap().success());
 }
 
 #[test]

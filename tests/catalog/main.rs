@@ -7,6 +7,7 @@ mod image;
 mod local_image;
 #[path = "../../src/oci/tests/support/mod.rs"]
 mod registry;
+mod registry_pages;
 mod replacing;
 mod secret_confirmation;
 

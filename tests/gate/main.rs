@@ -8,6 +8,7 @@ mod typed_tools;
 
 mod aggregation;
 mod approvals;
+mod apps;
 mod audit;
 mod bad_input;
 mod batches;

@@ -935,3 +935,32 @@ fn documented_example_passes() {
     let ran = test(block("cedar"), block("yaml"), &["--fail-under", "100"]);
     assert!(ran.starts_with("exit 0\n"), "{ran}");
 }
+
+#[test]
+fn failing_case_says_which_policies_it_tests() {
+    let case = |target: &str| {
+        format!(
+            "cases:\n  - name: readers\n    as: group:readers\n    call: notes/{target}\n    hints: {{ \
+             readOnlyHint: true }}\n    \
+             expect: allow\n"
+        )
+    };
+    let folder = with_cases(
+        "@id(\"mine\") permit (principal, action == Portcullis::Action::\"connect\", resource);",
+        &case("read_note"),
+    );
+    fs::write(folder.path().join("policies/other.cedar"), POLICIES).unwrap();
+    let printed = shown(&portcullis(&folder, &["policy", "test"]));
+    let note =
+        "these cases test the policies of `p.cedar` alone; `policies: .` at the top of the file";
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words(&printed).contains(note), "{printed}");
+    assert!(words(&printed).contains("with them, this case passes"), "{printed}");
+    fs::write(
+        folder.path().join("policies/p.test.yaml"),
+        format!("policies: .\n{}", case("read_note")),
+    )
+    .unwrap();
+    let printed = shown(&portcullis(&folder, &["policy", "test"]));
+    assert!(printed.starts_with("exit 0"), "{printed}");
+}

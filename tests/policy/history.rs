@@ -128,6 +128,11 @@ permit (
     let diff = |args: &[&str]| look(&folder, &[&["policy", "diff"], args].concat());
     assert_snapshot!(diff(&["new.cedar", "--tools", "notes=tools.json"]), @r#"
     exit 11
+    added: permit `new.cedar:2`  new.cedar:2
+    added: permit `ann`  new.cedar:9
+    removed: permit `readers-read`  policies/p.cedar:2
+    removed: forbid `no-destruction`  policies/p.cedar:10
+    removed: permit `forms`  policies/p.cedar:15
     CLIENT         TOOL               NOW               BEFORE  POLICIES NOW  POLICIES BEFORE
     ci-bot         notes/*            lost              if …    none          no-destruction, readers-read
     ci-bot         notes/read_note    other conditions  if …    new.cedar:2   readers-read
@@ -136,12 +141,17 @@ permit (
     local:ann      notes/*            gained            no      ann           no-destruction
     local:ann      notes/delete_note  gained            no      ann           no-destruction
     local:ann      notes/read_note    gained            no      ann           none
-    7 differences among 5 principals and 3 tools
+    5 policies changed; 7 differences among 5 principals and 3 tools
     --- stderr
     "#);
     record(&folder, &[Called::new("dev", "sweep")]);
     assert_snapshot!(diff(&["policies", "new.cedar", "--recorded"]), @r#"
     exit 11
+    added: permit `new.cedar:2`  new.cedar:2
+    added: permit `ann`  new.cedar:9
+    removed: permit `readers-read`  policies/p.cedar:2
+    removed: forbid `no-destruction`  policies/p.cedar:10
+    removed: permit `forms`  policies/p.cedar:15
     CLIENT         TOOL             NOW               BEFORE  POLICIES NOW  POLICIES BEFORE
     ci-bot         notes/*          lost              if …    none          no-destruction, readers-read
     ci-bot         notes/read_note  other conditions  if …    new.cedar:2   no-destruction, readers-read
@@ -155,14 +165,64 @@ permit (
     local:ann      notes/*          gained            no      ann           no-destruction
     local:ann      notes/read_note  gained            no      ann           no-destruction
     local:ann      notes/sweep      gained            no      ann           none
-    12 differences among 6 principals and 3 tools
+    5 policies changed; 12 differences among 6 principals and 3 tools
     --- stderr
     "#);
     assert_snapshot!(diff(&["policies", "policies/p.cedar"]), @r#"
     exit 0
-    0 differences among 4 principals and 1 tool
+    no policy changed; 0 differences among 4 principals and 1 tool
     --- stderr
     "#);
+}
+
+#[test]
+fn diff_shows_which_policies_changed() {
+    let folder = folder(
+        r#"
+@id("office-hours")
+forbid (principal, action, resource in Portcullis::Server::"notes")
+unless { context.now.toTime() < duration("18h") };
+
+@id("gone")
+permit (principal, action == Portcullis::Action::"connect", resource);
+
+permit (principal, action == Portcullis::Action::"launch", resource);
+"#,
+    );
+    fs::create_dir(folder.path().join("new")).unwrap();
+    fs::write(
+        folder.path().join("new/p.cedar"),
+        r#"
+// Another layout, and a new comment.
+permit (
+  principal,
+  action == Portcullis::Action::"launch",
+  resource
+);
+
+@id("office-hours")
+forbid (principal, action, resource in Portcullis::Server::"notes")
+unless { context.now.toTime() < duration("20h") };
+
+@id("new")
+forbid (principal, action, resource == Portcullis::Tool::"notes/delete_note");
+"#,
+    )
+    .unwrap();
+    assert_snapshot!(look(&folder, &["policy", "diff", "new"]), @r#"
+    exit 11
+    added: forbid `new`  new/p.cedar:13
+    removed: permit `gone`  policies/p.cedar:6
+    changed: forbid `office-hours`  new/p.cedar:9, before policies/p.cedar:2
+      - unless { context.now.toTime() < duration("18h") };
+      + unless { context.now.toTime() < duration("20h") };
+    3 policies changed; 0 differences among 3 principals and 2 tools
+    --- stderr
+    "#);
+    let json = look(&folder, &["policy", "diff", "new", "--format", "json"]);
+    for text in [r#""kind": "changed""#, r#""id": "office-hours""#, r#""effect": "forbid""#] {
+        assert!(json.contains(text), "{json}");
+    }
 }
 
 #[test]

@@ -451,6 +451,47 @@ fn can_i_decides_actions_of_the_proxy() {
 }
 
 #[test]
+fn can_i_decides_the_start_of_a_server() {
+    let folder = folder(
+        r#"@id("hours") permit (principal == Portcullis::Server::"notes",
+               action == Portcullis::Action::"launch", resource)
+           when { context.now.toTime() >= duration("8h") };
+           @id("token") permit (principal == Portcullis::Server::"notes",
+               action == Portcullis::Action::"deliver_secret",
+               resource == Portcullis::Secret::"notes/TOKEN");"#,
+    );
+    let secrets = "secrets = { TOKEN = { from = \"env:A\" }, OTHER = { from = \"env:B\" } }\n";
+    fs::write(folder.path().join("portcullis.toml"), format!("{CONFIG}{secrets}")).unwrap();
+    let ask = |words: &[&str]| {
+        let words = [&["policy", "can-i", "--as", "server:notes"], words].concat();
+        shown(&portcullis(&folder, &words))
+    };
+    assert_snapshot!(ask(&["launch", "--at", "2026-11-21T09:00:00Z"]), @r#"
+    exit 0
+    allowed: launch portcullis: permitted by `hours`
+      hours  policies/p.cedar:1
+    --- stderr
+    "#);
+    let early = ask(&["launch", "--at", "2026-11-21T07:00:00Z"]);
+    assert!(
+        early.starts_with("exit 10\ndenied: launch portcullis: no policy permits it"),
+        "{early}"
+    );
+    let all = ask(&["deliver_secret"]);
+    let other = "denied: deliver_secret OTHER: no policy permits it";
+    assert!(all.starts_with("exit 10\n") && all.contains(other), "{all}");
+    assert!(ask(&["deliver_secret", "TOKEN"]).starts_with("exit 0\nallowed"));
+    for (words, why) in [
+        (&["deliver_secret", "TOKENS"][..], "the server `notes` has no secret `TOKENS`"),
+        (&["launch", "--explain"], "`--explain` cannot be used with `launch`"),
+        (&["call_tool"], "a server has `launch`, `deliver_secret` and `egress`"),
+    ] {
+        let refused = ask(words);
+        assert!(refused.starts_with("exit 2\n") && refused.contains(why), "{refused}");
+    }
+}
+
+#[test]
 fn policies_are_relative_to_the_config() {
     let folder = folder("@id(\"inner\") permit (principal, action, resource);");
     let outer = TempDir::new_in(folder.path()).unwrap();
@@ -531,8 +572,7 @@ fn invalid_can_i_requests_are_usage_errors() {
             &["--as", "server:notes", "egress", "a.example"],
             "`egress` needs a target of the form HOST:PORT",
         ),
-        (&["--as", "server:notes", "launch"], "`portcullis server inspect notes` says"),
-        (&["--as", "server:notes", "sample", "ci-bot"], "is `--as CLIENT sample SERVER`"),
+        (&["--as", "server:notes", "sample", "ci-bot"], "write `--as CLIENT sample SERVER`"),
         (&["--as", "plugin:none", "grant", "http"], "no plugin is called `none`"),
         (&["--as", "robot:x", "tools/list"], "write `client:NAME`"),
     ] {

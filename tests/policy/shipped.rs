@@ -48,6 +48,32 @@ fn shipped_policies_have_no_findings() {
 }
 
 #[test]
+fn shipped_policies_beside_one_server_have_findings_about_it_only() {
+    let folder = TempDir::new().unwrap();
+    let dir = folder.path();
+    let config = "[servers.git]\ncommand = [\"git-server\"]\n";
+    fs::write(dir.join("portcullis.toml"), config).unwrap();
+    fs::create_dir(dir.join("policies")).unwrap();
+    for file in files("policies") {
+        fs::copy(root().join(&file), dir.join(&file)).unwrap();
+    }
+    let output = portcullis(&folder, &["policy", "check"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    // Groups without clients, which policies about `git` name; each once.
+    let groups = text.lines().filter(|line| line.contains("no client is in the group")).count();
+    assert!(text.ends_with(&format!("{groups} findings\n")) && groups <= 2, "{text}");
+    let note = String::from_utf8_lossy(&output.stderr);
+    assert!(note.contains("servers that the config does not have: `browser`, `fetch`"), "{note}");
+
+    let (clients, policy) = ("[clients.a]\nkey-hash = \"sha256:", "\"\n");
+    let config =
+        format!("{config}{clients}{KEY_HASH}{policy}groups = [\"readers\", \"operators\"]\n");
+    fs::write(dir.join("portcullis.toml"), config).unwrap();
+    let ran = shown(&portcullis(&folder, &["policy", "check"]));
+    assert!(ran.starts_with("exit 0\n"), "{ran}");
+}
+
+#[test]
 fn shipped_policies_pass_their_cases() {
     for (folder, args) in [
         ("policies", &["policies"] as &[_]),

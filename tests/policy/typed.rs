@@ -216,10 +216,14 @@ fn diff_compares_typed_policy_sets() {
     let words = ["policy", "diff", "new", "--tools", &tools];
     assert_snapshot!(shown(&portcullis(&folder, &words)), @r#"
     exit 11
+    changed: permit `drafts`  new/p.cedar:1, before policies/p.cedar:1
+      - )
+      - when { context.input.name like "draft-*" };
+      + );
     CLIENT         TOOL            NOW               BEFORE  POLICIES NOW  POLICIES BEFORE
     ci-bot         notes/add-note  other conditions  if …    drafts        drafts
     group readers  notes/add-note  other conditions  if …    drafts        drafts
-    2 differences among 4 principals and 2 tools
+    1 policy changed; 2 differences among 4 principals and 2 tools
     --- stderr
     "#);
 }

@@ -21,6 +21,8 @@ use crate::{
 const VALUES: usize = 2000;
 /// Maximum number of servers with their own times.
 const SERVERS: usize = 64;
+/// Maximum number of tools with their own times.
+const TOOLS: usize = 256;
 /// Maximum number of timeline slots before their width doubles.
 const SLOTS: usize = 1500;
 
@@ -56,16 +58,19 @@ pub struct Counts<K: Ord = String> {
 mod pairs {
     use super::*;
 
-    pub fn serialize<K: Serialize, S: Serializer>(
-        map: &BTreeMap<K, Count>,
+    pub fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(map)
     }
 
-    pub fn deserialize<'de, K: Deserialize<'de> + Ord, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<BTreeMap<K, Count>, D::Error> {
+    pub fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
         Vec::deserialize(deserializer).map(BTreeMap::from_iter)
     }
 }
@@ -312,9 +317,23 @@ pub struct Aggregates {
     pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
     pub(super) timeline: Timeline,
+    /// Times of servers by server and tool name. The last field: see [`Aggregates::decode`].
+    #[serde(with = "pairs")]
+    pub(super) by_tool: BTreeMap<(String, String), Times>,
 }
 
 impl Aggregates {
+    /// Reads stored aggregates. Those of earlier versions lack the last field.
+    ///
+    /// # Errors
+    /// The bytes are not aggregates.
+    pub(crate) fn decode(bytes: &[u8]) -> postcard::Result<Self> {
+        postcard::from_bytes(bytes).or_else(|error| {
+            let no_tools = [bytes, &[0]].concat();
+            postcard::from_bytes(&no_tools).map_err(|_| error)
+        })
+    }
+
     /// Counts by decision.
     pub fn decisions(&self) -> &Counts {
         &self.decisions
@@ -380,6 +399,12 @@ impl Aggregates {
                 } else if self.by_server.len() < SERVERS {
                     self.by_server.entry(name.to_owned()).or_default().record(micros, 1);
                 }
+                if let Some(tool) = facts.term(Field::Tool) {
+                    let key = (name.to_owned(), tool.to_owned());
+                    if self.by_tool.len() < TOOLS || self.by_tool.contains_key(&key) {
+                        self.by_tool.entry(key).or_default().record(micros, 1);
+                    }
+                }
             }
         }
     }
@@ -409,6 +434,13 @@ impl Aggregates {
                 mine.merge(times);
             } else if self.by_server.len() < SERVERS {
                 self.by_server.insert(name.clone(), times.clone());
+            }
+        }
+        for (key, times) in &other.by_tool {
+            if let Some(mine) = self.by_tool.get_mut(key) {
+                mine.merge(times);
+            } else if self.by_tool.len() < TOOLS {
+                self.by_tool.insert(key.clone(), times.clone());
             }
         }
         self.request_bytes = self.request_bytes.saturating_add(other.request_bytes);
@@ -491,6 +523,10 @@ mod tests {
             assert!((found / micros - 1.0).abs() < 0.01, "{share}: {found}");
         }
         assert_eq!(tally.by_server["notes"].count(), 1000);
+        tally.add(at(0), &call("dev", "write", 8000));
+        let of = |tool: &str| &tally.by_tool[&("notes".to_owned(), tool.to_owned())];
+        assert_eq!((of("read").count(), of("write").count()), (1000, 1));
+        assert!(of("write").quantile(0.95).unwrap().abs_diff(4000) < 40);
         assert_eq!(Times::default().quantile(0.5), None);
     }
 
@@ -561,7 +597,10 @@ mod tests {
         fn aggregates_round_trip(records in records()) {
             let tally = tally(&records);
             let bytes = postcard::to_allocvec(&tally).unwrap();
-            prop_assert_eq!(postcard::from_bytes::<Aggregates>(&bytes).unwrap(), tally);
+            prop_assert_eq!(&Aggregates::decode(&bytes).unwrap(), &tally);
+            let earlier = Aggregates { by_tool: BTreeMap::new(), ..tally };
+            let bytes = postcard::to_allocvec(&earlier).unwrap();
+            prop_assert_eq!(Aggregates::decode(&bytes[..bytes.len() - 1]).unwrap(), earlier);
         }
     }
 }

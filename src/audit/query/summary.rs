@@ -21,8 +21,8 @@ pub struct Summary {
     /// include them.
     pub summarized: Top,
     pub clients: Top,
-    pub servers: Vec<Server>,
-    pub tools: Top,
+    pub servers: Vec<TimedEntry>,
+    pub tools: TimedTop,
     pub methods: Top,
     /// Codes of refusals and failures.
     pub codes: Top,
@@ -55,9 +55,17 @@ pub struct Entry {
     pub refused: u64,
 }
 
-/// A server with its times.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Server {
+/// The most frequent values, with their times.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct TimedTop {
+    pub top: Vec<TimedEntry>,
+    /// Count of all other values.
+    pub others: u64,
+}
+
+/// A server or a tool, with the times that the server took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TimedEntry {
     #[serde(flatten)]
     pub entry: Entry,
     pub latency: Quantiles,
@@ -150,7 +158,17 @@ impl Summary {
         let names = |name: &String| name.clone();
         let servers = top(&tally.servers, most, names).top.into_iter().map(|entry| {
             let times = tally.by_server.get(&entry.name);
-            Server { latency: times.map(Quantiles::from).unwrap_or_default(), entry }
+            TimedEntry { latency: times.map(Quantiles::from).unwrap_or_default(), entry }
+        });
+        let (tools, other_tools) = tally.tools.top(most);
+        let tools = tools.into_iter().map(|(key, count)| {
+            let name = match key {
+                (server, tool) if server.is_empty() => tool.clone(),
+                (server, tool) => format!("{server}/{tool}"),
+            };
+            let entry = Entry { name, count: count.all, refused: count.refused };
+            let times = tally.by_tool.get(key);
+            TimedEntry { latency: times.map(Quantiles::from).unwrap_or_default(), entry }
         });
         let total = Quantiles::from(&tally.total);
         let sampled = total.count < kind("outcome");
@@ -165,10 +183,7 @@ impl Summary {
             summarized: top(&tally.summarized, most, names),
             clients: top(&tally.principals, most, names),
             servers: servers.collect(),
-            tools: top(&tally.tools, most, |(server, tool)| match server.as_str() {
-                "" => tool.clone(),
-                server => format!("{server}/{tool}"),
-            }),
+            tools: TimedTop { top: tools.collect(), others: other_tools.all },
             methods: top(&tally.methods, most, names),
             codes: top(&tally.codes, most, names),
             rules: refusals(&tally.rules, most),

@@ -277,7 +277,7 @@ impl Index {
     pub fn tally(&self, first: u64) -> Result<Arc<Aggregates>, Fault> {
         let bytes = self.get(&at(b"y", first))?;
         let bytes = bytes.ok_or_else(|| damaged("a block has no tally"))?;
-        postcard::from_bytes(&bytes).map(Arc::new).map_err(damaged)
+        Aggregates::decode(&bytes).map(Arc::new).map_err(damaged)
     }
 
     /// All blocks, in order.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{
     router::{Router, Visibility as _},
@@ -31,6 +31,10 @@ const SOON: Duration = Duration::from_secs(5);
 const INSTRUCTIONS: usize = 64 << 10;
 /// Bytes of all servers' instructions there, with their quotation.
 const ALL_INSTRUCTIONS: usize = 256 << 10;
+/// Extensions of one server, and of all servers, at the endpoint of all servers.
+const EXTENSIONS: usize = 32;
+/// Bytes of an extension's name and settings there.
+const EXTENSION_BYTES: usize = 4 << 10;
 /// Text between the instructions of two servers.
 const SEPARATOR: &str = "\n\n";
 
@@ -193,7 +197,7 @@ impl BuiltinMethods {
             Some((server, handshake.words.value().get("instructions")?.as_str()?))
         });
         MergedHandshake {
-            capabilities: merged_capabilities(modern, has_tasks),
+            capabilities: merged_capabilities(modern, has_tasks, merged_extensions(&handshakes)),
             instructions: merged_instructions(instructions),
         }
     }
@@ -222,7 +226,7 @@ struct MergedHandshake {
 
 /// Everything that the proxy can merge. Tasks are among it unless no server that the client may use
 /// can have one for it. A server that never ran may have tasks.
-fn merged_capabilities(modern: bool, has_tasks: bool) -> Value {
+fn merged_capabilities(modern: bool, has_tasks: bool, mut extensions: Map<String, Value>) -> Value {
     let mut capabilities = json!({
         "tools": { "listChanged": true },
         "prompts": { "listChanged": true },
@@ -231,14 +235,47 @@ fn merged_capabilities(modern: bool, has_tasks: bool) -> Value {
         "logging": {},
     });
     match (has_tasks, modern) {
-        (true, true) => capabilities["extensions"] = json!({ TASKS_EXTENSION: {} }),
+        (true, true) => {
+            extensions.insert(TASKS_EXTENSION.to_owned(), json!({}));
+        }
         (true, false) => {
             capabilities["tasks"] =
                 json!({ "list": {}, "cancel": {}, "requests": { "tools": { "call": {} } } });
         }
         (false, _) => {}
     }
+    if !extensions.is_empty() {
+        capabilities["extensions"] = extensions.into();
+    }
     capabilities
+}
+
+/// The extensions of several servers, except tasks, which are the proxy's. Members of the settings
+/// that servers state differently are left out: a client would apply those of one to another.
+fn merged_extensions(handshakes: &[(ServerName, Arc<Handshake>)]) -> Map<String, Value> {
+    let mut merged: Map<String, Value> = Map::new();
+    for (_, handshake) in handshakes {
+        let extensions = handshake.words.value().pointer("/capabilities/extensions");
+        let Some(extensions) = extensions.and_then(Value::as_object) else { continue };
+        let fitting = extensions.iter().filter(|(name, settings)| {
+            *name != TASKS_EXTENSION && name.len() + settings.to_string().len() <= EXTENSION_BYTES
+        });
+        for (name, settings) in fitting.take(EXTENSIONS) {
+            let is_full = merged.len() >= EXTENSIONS;
+            match merged.get_mut(name) {
+                Some(Value::Object(known)) => {
+                    known.retain(|member, value| settings.get(member) == Some(value));
+                }
+                Some(_) => {}
+                None if !is_full => {
+                    let settings = settings.as_object().cloned().unwrap_or_default();
+                    merged.insert(name.clone(), settings.into());
+                }
+                None => {}
+            }
+        }
+    }
+    merged
 }
 
 /// The instructions of several servers, each as a quotation under its name in the config, so that no
@@ -331,6 +368,25 @@ mod tests {
             let left = capabilities(handshake.words.value()).to_string();
             assert!(!left.contains("tasks"), "{left}");
         }
+    }
+
+    #[test]
+    fn extensions_of_several_servers_are_merged() {
+        let handshake = |name: &str, extensions: Value| {
+            let words = json!({ "capabilities": { "extensions": extensions } }).to_string();
+            let words = Payload::new(Bytes::from(words));
+            let revision = Revision::LATEST_MODERN;
+            (name.parse().unwrap(), Arc::new(Handshake { revision, words }))
+        };
+        let html = json!(["text/html;profile=mcp-app"]);
+        let merged = merged_extensions(&[
+            handshake("a", json!({ "io.modelcontextprotocol/ui": { "mimeTypes": html, "x": 1 } })),
+            handshake("b", json!({ "io.modelcontextprotocol/ui": { "mimeTypes": html, "x": 2 } })),
+            handshake("c", json!({ TASKS_EXTENSION: {}, "acme/x": null, "big": "x".repeat(5000) })),
+            handshake("d", json!("no object")),
+        ]);
+        let expected = json!({ "io.modelcontextprotocol/ui": { "mimeTypes": html }, "acme/x": {} });
+        assert_eq!(Value::from(merged), expected);
     }
 
     #[test]

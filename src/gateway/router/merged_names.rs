@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use crate::app_uris;
 use portcullis_protocol::exchange::Definition;
 use portcullis_protocol::tool_names;
 use portcullis_upstream::{Items, ListKind, Notices};
@@ -34,7 +35,10 @@ impl MergedNames {
         let merged_names: Vec<String> = items
             .iter()
             .map(|item| {
-                if named { tool_names::merged_name(prefix, &item.name) } else { item.name.clone() }
+                if named {
+                    return tool_names::merged_name(prefix, &item.name);
+                }
+                app_uris::scoped(&item.server, &item.name).unwrap_or_else(|| item.name.clone())
             })
             .collect();
         // A name that fits takes precedence over a changed one, whatever their order.

@@ -19,7 +19,7 @@ use futures_util::{StreamExt, future::join_all, stream::FuturesOrdered};
 use indexmap::IndexMap;
 use serde_json::Value;
 
-use crate::stages::ClientContext;
+use crate::{app_uris, stages::ClientContext};
 use portcullis_protocol::tool_names;
 use portcullis_protocol::{
     codec::Object,
@@ -179,7 +179,14 @@ impl Router {
                 Ok(Route { server, target: Target::Prompt { name, prompt }, params })
             }
             Method::RESOURCES_READ | "resources/subscribe" | "resources/unsubscribe" => {
-                let uri = required(&object()?, "uri")?;
+                let object = object()?;
+                let uri = required(&object, "uri")?;
+                if let Some(app) = app_uris::parse(view, &uri) {
+                    let (server, own) = self.app(app)?;
+                    let params = renamed(&object, "uri", &uri, &own);
+                    let target = Target::Resource { uri: own };
+                    return Ok(Route { server: Some(server), target, params });
+                }
                 let server = self
                     .holder((client, view), &uri, UnlistedResource::ToOnlyServer, sight)
                     .await?;
@@ -193,6 +200,13 @@ impl Router {
                 let outer = match reference(&raw)? {
                     Reference::Prompt(name) => name,
                     Reference::Resource(uri) => {
+                        if let Some(app) = app_uris::parse(view, &uri) {
+                            let (server, own) = self.app(app)?;
+                            let params = renamed(&raw, "uri", &uri, &own)
+                                .map(|reference| object.with(&[("ref", Some(&reference))]));
+                            let target = Target::Resource { uri: own };
+                            return Ok(Route { server: Some(server), target, params });
+                        }
                         let server = self
                             .holder((client, view), &uri, UnlistedResource::Unknown, sight)
                             .await?;
@@ -217,6 +231,12 @@ impl Router {
                 params: None,
             }),
         }
+    }
+
+    /// The server of an App, and its own URI for it.
+    fn app(&self, app: Option<(ServerName, String)>) -> Result<(Arc<Server>, String), Refusal> {
+        let found = app.and_then(|(server, uri)| Some((self.server(&server)?, uri)));
+        found.ok_or_else(|| Refusal::new(Code::Unknown, "the resource does not exist"))
     }
 
     /// The server of a merged name, and its own name for the item. The server's list is requested
@@ -284,8 +304,11 @@ impl Router {
             | Method::RESOURCES_READ
             | "resources/subscribe"
             | "resources/unsubscribe" => {
-                let uri = reference.string("uri");
-                return (server, uri.map_or(Target::None, |uri| Target::Resource { uri }));
+                let Some(uri) = reference.string("uri") else { return (server, Target::None) };
+                return match app_uris::parse(view, &uri).flatten() {
+                    Some((server, uri)) => (Some(server), Target::Resource { uri }),
+                    None => (server, Target::Resource { uri }),
+                };
             }
             _ => return nothing(),
         };
@@ -332,7 +355,7 @@ impl Router {
         Ok((server_lists, name, prompt))
     }
 
-    /// The server of a resource: the first in the config that lists it, otherwise the first with a
+    /// The server of a resource other than an App: the first in the config that lists it, otherwise the first with a
     /// matching template. Only servers whose resource the principal may read are involved. A server
     /// that is unavailable keeps its last list, so no other can take over its resources meanwhile.
     /// Servers may have resources that they do not list: an unlisted one is requested from the only

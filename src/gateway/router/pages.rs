@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Router, Visibility, merged_names::MergedNames, server_lists::ServerLists};
-use crate::stages::ClientContext;
+use crate::{app_uris, stages::ClientContext};
 use portcullis_protocol::{
-    codec::Object,
+    codec::{Object, may_have},
     exchange::{Definition, View},
     names::ServerName,
     refusal::Refusal,
@@ -146,7 +146,10 @@ impl Router {
                 if !sight.item(offer, item) || self.shown_before(&parts, part, offer, name, sight) {
                     continue;
                 }
-                let text = with_merged_name(item, offer, name);
+                let text = match view {
+                    View::All => merged_item(item, offer, name),
+                    View::One(_) => item.definition.raw().clone(),
+                };
                 if let Some(last) = last.take()
                     && (page.items.len() >= room.items.max(1) || text.len() > remaining)
                 {
@@ -215,13 +218,21 @@ impl Router {
     }
 }
 
-/// An item's text with its name in the list.
-fn with_merged_name(item: &Definition, offer: ListKind, name: &str) -> Bytes {
-    if item.name == name {
-        return item.definition.raw().clone();
+/// An item's text with its name in the merged list, and for a tool with the merged URI of its App.
+fn merged_item(item: &Definition, offer: ListKind, name: &str) -> Bytes {
+    let raw = item.definition.raw();
+    let may_have_app = offer == ListKind::Tools && may_have(raw, "_meta");
+    if item.name == name && !may_have_app {
+        return raw.clone();
     }
-    match Object::parse(item.definition.raw().clone()) {
-        Ok(object) => object.with(&[(offer.key(), Some(Value::from(name).to_string().as_bytes()))]),
-        Err(_) => item.definition.raw().clone(),
+    let Ok(object) = Object::parse(raw.clone()) else { return raw.clone() };
+    let text = match item.name == name {
+        true => raw.clone(),
+        false => object.with(&[(offer.key(), Some(Value::from(name).to_string().as_bytes()))]),
+    };
+    if !may_have_app {
+        return text;
     }
+    let object = Object::parse(text.clone()).ok();
+    object.and_then(|object| app_uris::tool_with_scoped_app(&item.server, &object)).unwrap_or(text)
 }

@@ -12,7 +12,10 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use serde_json::Value;
 
-use crate::recorder::{ExchangeRecord, Recorder};
+use crate::{
+    app_uris,
+    recorder::{ExchangeRecord, Recorder},
+};
 use portcullis_audit::record::DropReason;
 use portcullis_chain::Chain;
 use portcullis_interceptors::policy::PolicyGate;
@@ -141,7 +144,8 @@ impl Stages {
         if !self.is_wanted(client, &notice) {
             return None;
         }
-        self.to_client(notice).await
+        let text = self.to_client(notice).await?;
+        Some(app_uris::notice(&client.view, server, method, text))
     }
 }
 

@@ -127,7 +127,7 @@ impl Subscriptions {
         uri: String,
     ) -> bool {
         let Ok(watching) = self.watch_one(client, &client.view, &uri).await else { return false };
-        let key = (subscriber, watching.server.clone(), uri);
+        let key = (subscriber, watching.server.clone(), watching.uri.clone());
         self.watches.add(key.clone(), watching, client);
         if self.client_of(&key.0, None).is_none() {
             // The listener has ended meanwhile.
@@ -163,6 +163,9 @@ impl Subscriptions {
             counted = route.server.as_ref().map(|server| server.counted());
             exchange.server = route.server.as_ref().map(|server| server.name.clone());
             exchange.target = route.target;
+            if let Some(params) = route.params {
+                exchange.request = Payload::new(params);
+            }
             self.stages.request(&mut exchange, &mut record).await?;
             let server = route
                 .server
@@ -183,7 +186,12 @@ impl Subscriptions {
             tracing::error!(decision = %exchange.id, %error, "subscription refused: it could not be recorded");
             return Err(unrecorded("the subscription could not be recorded, so it was not made"));
         }
-        let watched = self.watch(client, &exchange, &mut record, &server, uri).await;
+        // The server's own, which may differ from the client's.
+        let uri = match &exchange.target {
+            Target::Resource { uri } => uri.clone(),
+            _ => uri.to_owned(),
+        };
+        let watched = self.watch(client, &exchange, &mut record, &server, &uri).await;
         let conclusion = match &watched {
             Ok(_) => Conclusion::Delivered,
             Err(refusal) => Conclusion::Failed(refusal),

@@ -201,6 +201,7 @@ impl Runner<'_> {
         self.findings.extend(findings);
         let Some(engine) = self.engine(self.policies(&file, &document)) else { return };
         let rules = engine.rules();
+        let mut folder = None;
         for question in &queries {
             let unknown =
                 question.by.iter().flatten().find(|id| !rules.iter().any(|rule| rule.id == **id));
@@ -213,7 +214,25 @@ impl Runner<'_> {
             if wanted.is_some_and(|part| !question.name.to_lowercase().contains(part)) {
                 continue;
             }
-            let ran = ask(&engine, &file, question);
+            let mut ran = ask(&engine, &file, question);
+            if !ran.passed {
+                let folder = folder.get_or_insert_with(|| self.rest_of_folder(&file, &document));
+                if let Some((own, engine)) = folder {
+                    let passes = ask(engine, &file, question).passed;
+                    let note = other_policies(own, passes);
+                    let help = format!("{}\n{note}", describe_query(question));
+                    ran.failure = ran
+                        .failure
+                        .into_iter()
+                        .enumerate()
+                        .map(
+                            |(at, finding)| {
+                                if at == 0 { finding.help(help.clone()) } else { finding }
+                            },
+                        )
+                        .collect();
+                }
+            }
             for rule in &ran.rules {
                 let file = rule.file.clone().unwrap_or_default();
                 let key = (file, rule.line.unwrap_or_default());
@@ -257,6 +276,23 @@ impl Runner<'_> {
         if self.base.join(&own).is_file() { vec![own] } else { vec![folder.to_owned()] }
     }
 
+    /// The policy file of a case file that tests it alone, and an engine with all policies of the
+    /// folder, if these are more and valid.
+    fn rest_of_folder(&self, file: &File, document: &Document) -> Option<(PathBuf, Engine)> {
+        if document.policies.is_some() {
+            return None;
+        }
+        let own = file.name.with_extension("").with_extension("cedar");
+        let folder = file.name.parent().unwrap_or(Path::new("")).to_owned();
+        if !self.base.join(&own).is_file() {
+            return None;
+        }
+        let paths: Vec<_> = std::iter::once(folder).chain(self.tools_beside(&file.name)).collect();
+        let engine = Engine::load(&paths, self.base).ok()?;
+        let others = engine.rules().iter().any(|rule| rule.file.as_ref() != Some(&own));
+        others.then_some((own, engine))
+    }
+
     fn report(mut self) -> Report {
         self.findings.sort_by_key(Finding::order);
         self.findings.dedup_by_key(|finding| (finding.order(), finding.to_string()));
@@ -269,6 +305,16 @@ impl Runner<'_> {
             coverage: Coverage { policies, undecided },
         }
     }
+}
+
+/// Note about a failed case of a file whose policies are tested alone.
+fn other_policies(own: &Path, passes: bool) -> String {
+    let own = own.file_name().unwrap_or_default().to_string_lossy();
+    let effect = if passes { "; with them, this case passes" } else { "" };
+    format!(
+        "these cases test the policies of `{own}` alone; `policies: .` at the top of the file tests \
+         all policies of the folder{effect}"
+    )
 }
 
 fn unknown_policy(file: &File, question: &Query, id: &str, rules: &[Rule]) -> Finding {

@@ -20,7 +20,7 @@ use self::{
 };
 use super::{
     diagnostics::Finding,
-    load::{Loaded, Span},
+    load::{Loaded, Span, is_absent, is_of_server},
 };
 use portcullis_protocol::claims::Claims;
 use portcullis_protocol::{
@@ -221,6 +221,9 @@ fn nobody(
 /// References to unknown clients and groups. Also in shadow mode, since its findings are used.
 fn unknown_names(entry: &Entry<'_>, inventory: &Inventory) -> Vec<Finding> {
     let mut findings = Vec::new();
+    if is_about_absent_servers(entry.policy, inventory) {
+        return findings;
+    }
     for literal in entry.policy.entity_literals() {
         let (id, text) = (literal.id().unescaped(), literal.to_string());
         let found = match (literal.type_name().basename(), &inventory.groups, &inventory.clients) {
@@ -259,6 +262,15 @@ fn unknown_names(entry: &Entry<'_>, inventory: &Inventory) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Whether all servers and items that a policy names are of servers that the config lacks.
+fn is_about_absent_servers(policy: &Policy, inventory: &Inventory) -> bool {
+    let Some(servers) = &inventory.servers else { return false };
+    let servers: Vec<_> = servers.iter().collect();
+    let literals = policy.entity_literals().into_iter();
+    let mut of_servers = literals.filter(is_of_server).peekable();
+    of_servers.peek().is_some() && of_servers.all(|literal| is_absent(&literal, &servers))
 }
 
 fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {

@@ -38,7 +38,7 @@ enum Verb {
     /// Show the newest records, or follow the log
     Tail {
         /// Print new records as they are written
-        #[arg(short, long)]
+        #[arg(short, long, visible_alias = "watch")]
         follow: bool,
         /// Number of records to show first
         #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]

@@ -1,5 +1,7 @@
 //! `portcullis check`: lists every finding in config, policies and plugins.
 
+use std::collections::BTreeSet;
+
 use miette::{Diagnostic, Severity};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
@@ -20,8 +22,9 @@ pub struct Args {}
 pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let path = ctx.config.clone();
     let progress = ctx.progress("checking");
-    let (found, chain) = spawn_blocking(move || everything(&path)).await?;
+    let Checked { found, chain, absent } = spawn_blocking(move || everything(&path)).await?;
     drop(progress);
+    super::policy::note_absent_servers(&absent, ctx);
     if ctx.is_json() {
         ctx.json(&found.iter().map(|one| Entry::of(one.as_ref())).collect::<Vec<_>>())?;
     } else {
@@ -41,12 +44,24 @@ pub async fn run(_args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     Ok(if found.is_empty() { Exit::Ok } else { Exit::Findings })
 }
 
-/// All findings, and the chain if the config can be read.
-fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) {
+/// Result of all checks.
+struct Checked {
+    found: Vec<BoxedDiagnostic>,
+    /// The chain, if the config can be read.
+    chain: Option<String>,
+    /// Servers that policies name and the config lacks.
+    absent: BTreeSet<String>,
+}
+
+fn everything(path: &std::path::Path) -> Checked {
+    let mut absent = BTreeSet::new();
     let loaded = match portcullis_config::load(path) {
         Ok(loaded) => loaded,
         // Other files cannot be found without the config.
-        Err(Diagnostics(findings)) => return (findings.into_iter().map(boxed).collect(), None),
+        Err(Diagnostics(findings)) => {
+            let found = findings.into_iter().map(boxed).collect();
+            return Checked { found, chain: None, absent };
+        }
     };
     let mut found: Vec<BoxedDiagnostic> = loaded.warnings.iter().cloned().map(boxed).collect();
     match portcullis_policy::Engine::open(
@@ -55,7 +70,9 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
     ) {
         Ok(engine) => {
             let status = engine.status();
-            let looks = engine.analyse(&super::policy::inventory(&loaded));
+            let inventory = super::policy::inventory(&loaded);
+            let looks = engine.analyse(&inventory);
+            absent = engine.absent_servers(&inventory);
             let warnings = status.borrow().warnings.clone();
             found.extend(warnings.iter().chain(&looks).map(|warning| placed(&loaded, warning)));
             let entries = loaded.config.interceptors.iter().enumerate();
@@ -99,7 +116,7 @@ fn everything(path: &std::path::Path) -> (Vec<BoxedDiagnostic>, Option<String>) 
     if let Err(error) = Store::in_state_dir(&loaded.config.state_dir).read() {
         found.push(boxed(UnlocatedFinding { code: "clients-broken", message: error.to_string() }));
     }
-    (found, Some(loaded.config.chain_in_words()))
+    Checked { found, chain: Some(loaded.config.chain_in_words()), absent }
 }
 
 /// Servers that cannot start because a part of their start has no permit.

@@ -12,7 +12,7 @@ use super::{
     Context, Exit,
     proxy_client::{self, Located},
 };
-use crate::manage::bridge::Bridge;
+use crate::manage::{background, bridge::Bridge};
 use portcullis_protocol::names::ServerName;
 
 #[derive(Debug, clap::Args)]
@@ -24,6 +24,9 @@ pub struct Args {
     /// A file with the client's key. Default: the variable PORTCULLIS_KEY
     #[arg(long, value_name = "FILE", requires = "url")]
     key_file: Option<PathBuf>,
+    /// Start the proxy of this config in the background if none runs. It continues after the client
+    #[arg(long)]
+    start: bool,
     /// Use only this server; its names have no prefix
     #[arg(long, conflicts_with = "url")]
     server: Option<ServerName>,
@@ -31,6 +34,11 @@ pub struct Args {
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    if args.start
+        && let Located::Alone(loaded) = proxy_client::find(ctx).await?
+    {
+        background::start(&ctx.config, &loaded).await?;
+    }
     let bridge = match args.url {
         Some(url) => Bridge::to_url(url, key(args.key_file)?)?,
         None => local(args.server.as_ref(), ctx).await?,
@@ -55,7 +63,7 @@ async fn local(server: Option<&ServerName>, ctx: &Context) -> anyhow::Result<Bri
     };
     let state_dir = state_dir.with_context(|| {
         let file = ctx.config.display();
-        format!("no proxy runs with {file}: start it with `portcullis run`, or name one with --url")
+        format!("no proxy runs with {file}: start it with `portcullis run` or `--start`, or name one with --url")
     })?;
     Bridge::to_socket(state_dir, server)
 }

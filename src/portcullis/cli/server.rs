@@ -216,7 +216,7 @@ async fn tools(
             Located::Running(proxy, _) => {
                 proxy.get_json(&format!("/v1/servers/{name}/tools")).await?
             }
-            Located::Alone(loaded) => in_new_proxy(&loaded, name).await?,
+            Located::Alone(loaded) => in_new_proxy(ctx, &loaded, name).await?,
         }
     };
     let tools = listed["tools"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -234,15 +234,26 @@ async fn tools(
     Ok(Exit::Ok)
 }
 
-/// Starts a proxy for one request.
-async fn in_new_proxy(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
+/// Lines of a server's standard error that are shown if it fails.
+const LOG_LINES: usize = 10;
+
+/// Starts a proxy for one request. If the server fails, shows the end of its standard error, which
+/// is gone afterwards.
+async fn in_new_proxy(ctx: &Context, loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
     let assembly = GatewayBuilder::of(loaded).await.map_err(reported)?;
     let _claim = admin::Server::bind(&loaded.config.state_dir)?;
     let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;
-    let listed = match proxy.router.server(name) {
+    let server = proxy.router.server(name);
+    let listed = match &server {
         Some(server) => server.tools().await.map_err(anyhow::Error::from),
         None => Err(anyhow::anyhow!("there is no server `{name}`")),
     };
+    if let (Err(_), Some(server)) = (&listed, &server) {
+        let log = server.log();
+        for line in log.iter().skip(log.len().saturating_sub(LOG_LINES)) {
+            ctx.note(format!("{name}: {line}"));
+        }
+    }
     proxy.close("the question is answered").await;
     listed.with_context(|| format!("`{name}` does not say which tools it has"))
 }

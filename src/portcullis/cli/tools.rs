@@ -37,7 +37,11 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
     /// List the tools that the client may see
-    Ls,
+    Ls {
+        /// Print only the names
+        #[arg(long)]
+        short: bool,
+    },
     /// Call a tool
     Call {
         /// The tool, as `tools ls` names it
@@ -51,7 +55,7 @@ enum Verb {
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let (method, mut params, name) = match &args.verb {
-        Verb::Ls => (Method::TOOLS_LIST, json!({}), None),
+        Verb::Ls { .. } => (Method::TOOLS_LIST, json!({}), None),
         Verb::Call { tool, arguments } => {
             let arguments: Value = serde_json::from_str(arguments)
                 .map_err(|error| Usage(format!("the arguments are not JSON: {error}")))?;
@@ -92,42 +96,58 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     };
     let answer: Value =
         serde_json::from_slice(&answer).context("the proxy's answer is not JSON")?;
+    let client = args.client.as_deref();
     let refused = Refusal::read_tool_result(&answer["result"])
         .map(|(message, data)| json!({ "message": message, "data": data }));
     if let Some(error) = answer.get("error").or(refused.as_ref()) {
-        if ctx.is_json() {
-            ctx.json(error)?;
-        } else {
-            ctx.note(error["message"].as_str().unwrap_or("refused"));
-            let is_own_list = name.is_none() && args.client.is_none();
-            if is_own_list && error["data"]["code"] == "policy-denied" {
-                ctx.note(format_args!(
-                    "You act as {}; `--as CLIENT` selects a client.",
-                    acting(None)
-                ));
-            }
-        }
-        // Only the proxy's errors have a decision id.
-        let code = error["data"]["decision"].as_str().and(error["data"]["code"].as_str());
-        let refused = code.is_some_and(|code| {
-            !matches!(
-                code,
-                "server-unavailable"
-                    | "server-circuit-open"
-                    | "server-timeout"
-                    | "server-overloaded"
-                    | "server-misbehaved"
-            )
-        });
-        return Ok(if refused { Exit::Denied } else { Exit::Failure });
+        let is_own_list = name.is_none() && client.is_none();
+        return print_error(error, is_own_list, ctx);
     }
     let result = &answer["result"];
-    let missing = if name.is_none() { missing(&states) } else { Vec::new() };
+    let Verb::Ls { short } = args.verb else { return print_result(result, ctx) };
+    print_list(result, short, ctx)?;
+    let missing = missing(&states);
+    missing.iter().for_each(|missing| ctx.note(missing));
+    let is_empty = result["tools"].as_array().is_some_and(Vec::is_empty);
+    if missing.is_empty() && is_empty {
+        ctx.note(nothing_listed(client, &states));
+    }
+    Ok(if missing.is_empty() { Exit::Ok } else { Exit::Failure })
+}
+
+/// Prints an error response. `is_own_list`: whether it answers a list of the local user.
+fn print_error(error: &Value, is_own_list: bool, ctx: &Context) -> anyhow::Result<Exit> {
+    if ctx.is_json() {
+        ctx.json(error)?;
+    } else {
+        ctx.note(error["message"].as_str().unwrap_or("refused"));
+        if is_own_list && error["data"]["code"] == "policy-denied" {
+            ctx.note(format_args!("You act as {}; `--as CLIENT` selects a client.", acting(None)));
+            ctx.note(
+                "A new gateway permits nothing to its local user. Permit read-only tools with \
+                 `portcullis policy new read-only --local-user USER --server SERVER --dir policies`.",
+            );
+        }
+    }
+    // Only the proxy's errors have a decision id.
+    let code = error["data"]["decision"].as_str().and(error["data"]["code"].as_str());
+    let refused = code.is_some_and(|code| {
+        !matches!(
+            code,
+            "server-unavailable"
+                | "server-circuit-open"
+                | "server-timeout"
+                | "server-overloaded"
+                | "server-misbehaved"
+        )
+    });
+    Ok(if refused { Exit::Denied } else { Exit::Failure })
+}
+
+/// Prints the result of a call.
+fn print_result(result: &Value, ctx: &Context) -> anyhow::Result<Exit> {
     if ctx.is_json() {
         ctx.json(result)?;
-    } else if name.is_none() {
-        let tools = result["tools"].as_array().into_iter().flatten();
-        ctx.table(&HEADER, tools.map(row))?;
     } else {
         for item in result["content"].as_array().into_iter().flatten() {
             match item["text"].as_str() {
@@ -140,13 +160,22 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
             }
         }
     }
-    missing.iter().for_each(|missing| ctx.note(missing));
-    let is_empty = || result["tools"].as_array().is_some_and(Vec::is_empty);
-    if name.is_none() && missing.is_empty() && is_empty() {
-        ctx.note(nothing_listed(args.client.as_deref(), &states));
+    Ok(if result["isError"] == true { Exit::Failure } else { Exit::Ok })
+}
+
+/// Prints a list of tools; `short`: only their names.
+fn print_list(result: &Value, short: bool, ctx: &Context) -> anyhow::Result<()> {
+    if ctx.is_json() {
+        return Ok(ctx.json(result)?);
     }
-    let complete = result["isError"] != true && missing.is_empty();
-    Ok(if complete { Exit::Ok } else { Exit::Failure })
+    let tools = result["tools"].as_array().into_iter().flatten();
+    if !short {
+        return Ok(ctx.table(&HEADER, tools.map(row))?);
+    }
+    for tool in tools {
+        ctx.line(tool["name"].as_str().unwrap_or_default())?;
+    }
+    Ok(())
 }
 
 /// Whether a response has a result rather than an error.

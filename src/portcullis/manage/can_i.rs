@@ -8,8 +8,12 @@ use std::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::InvalidInput;
-use portcullis_config::Config;
+use super::{
+    InvalidInput,
+    server_facts::{PartDecision, ServerFacts},
+    servers::{configured, launcher, signatures},
+};
+use portcullis_config::{Config, Loaded};
 use portcullis_interceptors::{InterceptorEntry, InterceptorKind};
 use portcullis_policy::{
     Action, Circumstances, Engine, Explanation, Outcome, Request, Resource, Stated, Subject,
@@ -177,6 +181,55 @@ pub fn answer(question: &Question, config: &Config, engine: &Engine) -> anyhow::
     Ok(answer(outcome, explanation, why, origin))
 }
 
+/// Decisions about the parts of a server's start that a question is about: the launch, or its
+/// secrets (all, or the target). `None` if the question is about something else.
+///
+/// # Errors
+/// The server, the secret or an option is invalid ([`InvalidInput`]), the server's profile is
+/// invalid, or policies cannot be loaded.
+pub async fn start_parts(
+    question: &Question,
+    loaded: &Loaded,
+) -> anyhow::Result<Option<Vec<PartDecision>>> {
+    let (action, _) = worded_action(&question.action);
+    let name = question.principal.strip_prefix("server:");
+    let Some(name) = name.filter(|_| matches!(action, Action::Launch | Action::DeliverSecret))
+    else {
+        return Ok(None);
+    };
+    let name: ServerName =
+        name.parse().map_err(|error| InvalidInput(format!("`--as`: {error}")))?;
+    known_server(&name, &loaded.config)?;
+    if question.explain {
+        let message = format!(
+            "`--explain` cannot be used with `{}`: `portcullis server inspect {name}` lists the \
+             deviations that policies see",
+            action.as_str()
+        );
+        return Err(InvalidInput(message).into());
+    }
+    let settings = configured(loaded, &name)?;
+    let mut launcher = launcher(loaded).await;
+    launcher.signatures = signatures(loaded)?;
+    let facts = ServerFacts::of(loaded, &launcher, &name, settings, question.at).await?;
+    let parts =
+        facts.decisions.map_err(|why| anyhow::anyhow!("policies cannot be loaded: {why}"))?;
+    let asked: Vec<_> = parts
+        .into_iter()
+        .filter(|part| part.action == action.as_str())
+        .filter(|part| {
+            action == Action::Launch
+                || question.target.as_ref().is_none_or(|target| part.target == *target)
+        })
+        .collect();
+    if asked.is_empty() {
+        let secret = question.target.as_deref().map(|target| format!(" `{target}`"));
+        let message = format!("the server `{name}` has no secret{}", secret.unwrap_or_default());
+        return Err(InvalidInput(message).into());
+    }
+    Ok(Some(asked))
+}
+
 impl Question {
     /// Options that are missing and on which the answer depends. `depends` returns whether it
     /// depends on the given unknown options.
@@ -324,12 +377,6 @@ impl Requester {
     ) -> Result<(Subject<'a>, Resource<'a>), InvalidInput> {
         let target = question.target.as_deref();
         let resource = match (self, action) {
-            (Self::Server(name), Action::Launch | Action::DeliverSecret) => {
-                return Err(InvalidInput(format!(
-                    "`portcullis server inspect {name}` says whether it may start and be handed its \
-                     secrets, and by which policies"
-                )));
-            }
             (_, Action::Egress) => {
                 let parsed = target.and_then(|target| {
                     let (name, port) = target.rsplit_once(':')?;
@@ -347,9 +394,10 @@ impl Requester {
             }
             _ => {
                 return Err(InvalidInput(format!(
-                    "`{}` is not asked for a server or a plugin: `egress` and, for a plugin, `grant` \
-                     are. What a server asks of a client is `--as CLIENT {} SERVER`",
-                    action.as_str(),
+                    "a server or a plugin has no action `{}`: a server has `launch`, \
+                     `deliver_secret` and `egress`, a plugin `grant` and `egress`. For a request of \
+                     a server to a client, write `--as CLIENT {} SERVER`",
+                    question.action,
                     action.as_str()
                 )));
             }

@@ -3,6 +3,7 @@
 //! Invariant: nothing here parses arguments, prints, or knows `cli`. Errors name the options that
 //! caused them.
 
+pub mod background;
 pub mod bridge;
 pub mod can_i;
 pub mod catalog_search;
@@ -17,6 +18,7 @@ pub mod one_shot;
 pub mod profile_overrides;
 pub mod run;
 pub mod server_entries;
+pub mod server_facts;
 pub mod server_states;
 pub mod servers;
 pub mod status;

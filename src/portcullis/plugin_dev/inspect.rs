@@ -161,15 +161,49 @@ fn lines(named: &str, compiled: &Compiled) -> String {
     let mut lines = format!("[[interceptors]]\nuse = \"plugin\"\nname = \"{name}\"\n{named}");
     let schema = manifest.config_schema.as_deref();
     let schema: Option<Value> = schema.and_then(|schema| serde_json::from_str(schema).ok());
-    let required = schema.as_ref().and_then(|schema| schema.get("required")?.as_array().cloned());
-    let required: Vec<_> = required.iter().flatten().filter_map(Value::as_str).collect();
-    if !required.is_empty() {
-        lines += &format!("config = {{}}   # it has to say: {}\n", required.join(", "));
+    let required = |schema: &Value| schema.get("required")?.as_array().map(|all| !all.is_empty());
+    if let Some(schema) = schema.filter(|schema| required(schema) == Some(true)) {
+        let example = example(&schema, "", 0);
+        lines += &format!("config = {example}   # an example: write your own values\n");
     }
     if let Some(missing) = compiled.missing(&Grants::default()) {
         lines += &format!("[interceptors.grants]\n{}\n", missing.lines());
     }
     lines
+}
+
+/// Levels of an example.
+const EXAMPLE_DEPTH: usize = 8;
+
+/// A value for a schema, with the required members only. It has the right types; a pattern or a
+/// format may want another text.
+fn example(schema: &Value, name: &str, depth: usize) -> toml::Value {
+    let first = |key: &str| schema.get(key)?.as_array()?.first();
+    let given = schema.get("default").or_else(|| schema.get("const"));
+    let given = given.or_else(|| first("examples")).or_else(|| first("enum"));
+    if let Some(given) = given.and_then(|given| toml::Value::try_from(given).ok()) {
+        return given;
+    }
+    let least = |key: &str| schema.get(key).and_then(Value::as_i64);
+    let kind = schema.get("type").and_then(|kind| kind.as_str().or_else(|| kind.get(0)?.as_str()));
+    match kind {
+        Some("boolean") => true.into(),
+        Some("integer") => least("minimum").unwrap_or(1).into(),
+        Some("number") => least("minimum").map_or(1.0, |least| least as f64).into(),
+        Some("array") if depth < EXAMPLE_DEPTH => {
+            let item = schema.get("items").map(|items| example(items, name, depth + 1));
+            item.into_iter().collect::<Vec<_>>().into()
+        }
+        Some("object") if depth < EXAMPLE_DEPTH => {
+            let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+            let members = required.filter_map(Value::as_str).map(|member| {
+                let of = schema.pointer("/properties").and_then(|all| all.get(member));
+                (member.to_owned(), example(of.unwrap_or(&Value::Null), member, depth + 1))
+            });
+            members.collect::<toml::Table>().into()
+        }
+        _ => name.to_uppercase().into(),
+    }
 }
 
 /// Policies that permit all grants that a component requests.

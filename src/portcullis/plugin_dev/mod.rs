@@ -14,7 +14,7 @@ pub use call::{Answered, PluginCall, ReportedFinding, Verdict, ask};
 pub use cases::{CaseReport, Hook, Report, run as run_cases};
 pub use from_audit::from_audit;
 pub use inspect::{Cost, Inspection, Slope, inspect};
-pub use project::{Built, Failed, Language, build, new};
+pub use project::{Built, Failed, Language, SourceWatcher, build, new};
 
 /// Error for a person who can correct it.
 pub type UserError = Box<dyn miette::Diagnostic + Send + Sync>;

@@ -53,6 +53,9 @@ pub(in crate::cli) struct FilterArgs {
     /// End time, in the form of `--since`
     #[arg(long, value_name = "TIME")]
     until: Option<String>,
+    /// Only decisions on messages, without events such as questions about the log
+    #[arg(long)]
+    calls: bool,
     /// Show intents even if their outcome is recorded
     #[arg(long)]
     intents: bool,
@@ -71,6 +74,12 @@ impl FilterArgs {
         let text = self.filter.join(" ");
         let mut filter =
             Filter::parse(&text, &now).map_err(|illegal| Reports(vec![Box::new(illegal)]))?;
+        if self.calls {
+            filter = filter.and(
+                Filter::parse("kind in (outcome, refused)", &now)
+                    .map_err(|illegal| Reports(vec![Box::new(illegal)]))?,
+            );
+        }
         let decision = self.decision.map(|decision| match decision {
             Decision::Allowed => "allowed",
             Decision::Refused => "refused",

@@ -6,7 +6,7 @@ use super::{Source, conclude, filter_args::FilterArgs};
 use crate::cli::{Context, Exit};
 use portcullis_audit::{
     Aggregates, Filter, StatsRequest,
-    summary::{Entry, Quantiles, Slot, Summary, Top},
+    summary::{Entry, Quantiles, Slot, Summary, TimedEntry, Top},
 };
 
 #[derive(Debug, clap::Args)]
@@ -86,7 +86,6 @@ fn print(ctx: &Context, summary: &Summary) -> anyhow::Result<()> {
     }
     times(ctx, summary)?;
     top(ctx, "CLIENT", &summary.clients, true)?;
-    top(ctx, "TOOL", &summary.tools, true)?;
     top(ctx, "METHOD", &summary.methods, true)?;
     top(ctx, "NOT DONE: CODE", &summary.codes, false)?;
     top(ctx, "REFUSED: RULE", &summary.rules, false)?;
@@ -129,17 +128,26 @@ fn times(ctx: &Context, summary: &Summary) -> anyhow::Result<()> {
             ctx.note("times are of a sample of the calls");
         }
     }
-    if summary.servers.is_empty() {
+    timed(ctx, "SERVER", &summary.servers, 0)?;
+    timed(ctx, "TOOL", &summary.tools.top, summary.tools.others)
+}
+
+/// Prints counts and times of servers or tools.
+fn timed(ctx: &Context, title: &str, entries: &[TimedEntry], others: u64) -> anyhow::Result<()> {
+    if entries.is_empty() {
         return Ok(());
     }
     ctx.line("")?;
-    let rows = summary.servers.iter().map(|server| {
-        let Entry { name, count, refused } = &server.entry;
-        let mut row = vec![name.clone(), count.to_string(), refused.to_string()];
-        row.extend(quantiles(&server.latency));
+    let row = |TimedEntry { entry, latency }: &TimedEntry| {
+        let mut row = vec![entry.name.clone(), entry.count.to_string(), entry.refused.to_string()];
+        row.extend(quantiles(latency));
         row
-    });
-    ctx.table(&["SERVER", "COUNT", "REFUSED", "P50", "P90", "P95", "P99", "MAX"], rows)?;
+    };
+    let mut rows: Vec<Vec<String>> = entries.iter().map(row).collect();
+    if others > 0 {
+        rows.push(vec!["(others)".into(), others.to_string()]);
+    }
+    ctx.table(&[title, "COUNT", "REFUSED", "P50", "P90", "P95", "P99", "MAX"], rows)?;
     Ok(())
 }
 

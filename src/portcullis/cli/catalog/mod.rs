@@ -1,6 +1,7 @@
 //! `portcullis catalog`: catalogs of servers that others wrote. Servers can be added from them.
 
 mod import;
+mod registry_pages;
 mod show;
 mod sources;
 

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use futures_util::StreamExt as _;
 
+use super::registry_pages::Pages;
 use crate::cli::Context;
 use portcullis_catalog::{
     Described, Image, MAX_BYTES, Reference, brief, describe,
@@ -19,6 +20,9 @@ use portcullis_upstream::{Engines, images::client_settings};
 
 /// Media type of the only layer of such artifacts.
 const LAYER: &str = "application/json";
+
+/// Maximum time for all pages of a registry.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Folder of the config, with its lock file and its copies of catalogs.
 pub(in crate::cli) struct Workspace {
@@ -49,6 +53,25 @@ impl Fetched {
             String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{name} is not UTF-8 text"))?;
         Ok(Self { digest: digest(text.as_bytes()), text, name: name.to_owned(), manifest: None })
     }
+}
+
+/// Fetches the text of a URL.
+async fn page(client: &reqwest::Client, url: &url::Url) -> anyhow::Result<Fetched> {
+    let answer =
+        client.get(url.clone()).header("accept", "application/json, application/yaml, */*").send();
+    let answer = answer.await.with_context(|| format!("cannot fetch {url}"))?;
+    if !answer.status().is_success() {
+        bail!("cannot fetch {url}: it answers {}", answer.status());
+    }
+    let mut bytes = Vec::new();
+    let mut pieces = answer.bytes_stream();
+    while let Some(piece) = pieces.next().await {
+        bytes.extend_from_slice(&piece.with_context(|| format!("cannot fetch {url}"))?);
+        if bytes.len() > MAX_BYTES {
+            bail!("the response of {url} has more than {} MiB", MAX_BYTES >> 20);
+        }
+    }
+    Fetched::of(url.as_str(), bytes)
 }
 
 impl Workspace {
@@ -115,29 +138,30 @@ impl Workspace {
         }
     }
 
+    /// Fetches the text of a URL, and all pages of a registry.
     async fn url(&self, url: &url::Url) -> anyhow::Result<Fetched> {
         let client = reqwest::Client::builder()
             .timeout(Duration::from_secs(60))
             // A redirect could lead to a host that the operator did not name.
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
-        let answer = client
-            .get(url.clone())
-            .header("accept", "application/json, application/yaml, */*")
-            .send();
-        let answer = answer.await.with_context(|| format!("cannot fetch {url}"))?;
-        if !answer.status().is_success() {
-            bail!("cannot fetch {url}: it answers {}", answer.status());
-        }
-        let mut bytes = Vec::new();
-        let mut pieces = answer.bytes_stream();
-        while let Some(piece) = pieces.next().await {
-            bytes.extend_from_slice(&piece.with_context(|| format!("cannot fetch {url}"))?);
-            if bytes.len() > MAX_BYTES {
-                bail!("what {url} answers has more than {} MiB", MAX_BYTES >> 20);
+        let end = tokio::time::Instant::now() + REGISTRY_TIMEOUT;
+        let mut pages = Pages::default();
+        let mut fetched = page(&client, url).await?;
+        let mut next = pages.add(url, &fetched.text)?;
+        while let Some(url) = next {
+            let Ok(answer) = tokio::time::timeout_at(end, page(&client, &url)).await else {
+                bail!("the pages of {url} take more than {} s", REGISTRY_TIMEOUT.as_secs());
+            };
+            next = pages.add(&url, &answer?.text)?;
+            if pages.bytes() > MAX_BYTES {
+                bail!("the pages of {url} have more than {} MiB", MAX_BYTES >> 20);
             }
         }
-        Fetched::of(url.as_str(), bytes)
+        if let Some(text) = pages.joined() {
+            fetched = Fetched::of(url.as_str(), text.into_bytes())?;
+        }
+        Ok(fetched)
     }
 
     fn copy_of(&self, digest: &str) -> PathBuf {
@@ -283,7 +307,7 @@ impl Workspace {
     /// The engine does not answer.
     pub async fn on_engine(&self, image: &str) -> anyhow::Result<Option<String>> {
         let engine = Engines::find(self.engine.as_deref()).await.now();
-        let engine = engine.map_err(|why| anyhow::anyhow!("no container engine answers: {why}"))?;
+        let engine = engine.map_err(|why| anyhow::anyhow!("{why}"))?;
         engine.has(image).await.map_err(|failure| anyhow::anyhow!("{}", failure.what))
     }
 

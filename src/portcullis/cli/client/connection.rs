@@ -210,6 +210,7 @@ pub(super) async fn connect(options: Connect, ctx: &Context) -> anyhow::Result<E
             existing.display()
         );
     }
+    let starts = url.is_none();
     let url = endpoint(&found, url)?;
     if let Some(place) = kind.find(text, entry.as_str()).map_err(|problem| at(&file, &problem))? {
         bail!(
@@ -226,7 +227,14 @@ pub(super) async fn connect(options: Connect, ctx: &Context) -> anyhow::Result<E
              move it"
         );
     };
-    let arguments = ["connect", "--url", &url, "--key-file", key_path].map(str::to_owned);
+    let mut arguments =
+        ["connect", "--url", &url, "--key-file", key_path].map(str::to_owned).to_vec();
+    // A proxy that `--url` names may run on another machine.
+    if starts {
+        let config = std::path::absolute(&ctx.config)?;
+        let config = config.to_str().context("the path of the config is not UTF-8")?;
+        arguments.extend(["--start", "--config", config].map(str::to_owned));
+    }
     let launch = Launch { program, arguments: &arguments };
     let edit = kind.insert(text, entry.as_str(), launch).map_err(|problem| at(&file, &problem))?;
     let after = edit.apply(text).context("the change does not fit the file")?;

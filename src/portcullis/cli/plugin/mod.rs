@@ -52,7 +52,7 @@ enum Verb {
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     match args.verb {
         Verb::New(options) => new::new(&options, ctx),
-        Verb::Build(options) => build::build(&options, ctx),
+        Verb::Build(options) => build::build(&options, ctx).await,
         Verb::Test(options) => test::test(&options, ctx).await,
         Verb::Call(options) => call::call(&options, ctx).await,
         Verb::Key(options) => sign::key(&options, ctx),

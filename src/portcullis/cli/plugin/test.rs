@@ -27,6 +27,13 @@ pub struct Test {
     filter: Option<String>,
 }
 
+impl Test {
+    /// All cases of a project.
+    pub fn of_project(folder: PathBuf) -> Self {
+        Self { paths: vec![folder], plugin: None, filter: None }
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Summary<'a> {
     passed: usize,

@@ -8,9 +8,12 @@ use serde::{Deserialize as _, de::IntoDeserializer as _};
 use super::{explain, load, reports, source};
 use crate::{
     cli::{Context, Exit},
-    manage::can_i::{Answer, HINTS, Origin, Question, answer},
+    manage::{
+        can_i::{Answer, HINTS, Origin, Question, answer, start_parts},
+        server_facts::PartDecision,
+    },
 };
-use portcullis_protocol::{exchange::Transport, names::Group};
+use portcullis_protocol::{exchange::Transport, names::Group, refusal::Rule};
 
 #[derive(Debug, clap::Args)]
 pub struct CanI {
@@ -25,7 +28,7 @@ pub struct CanI {
     #[arg(value_name = "ACTION")]
     action: String,
     /// The target: SERVER/TOOL, SERVER/PROMPT, SERVER/URI or SERVER; default: all servers at once.
-    /// For `egress`: HOST:PORT; for `grant`: the function
+    /// For `egress`: HOST:PORT; for `grant`: the function; for `deliver_secret`: the secret
     #[arg(value_name = "TARGET")]
     target: Option<String>,
     /// The arguments, as a JSON object
@@ -68,10 +71,16 @@ fn hint(text: &str) -> Result<(String, bool), String> {
 }
 
 /// Runs the verb.
-pub fn can_i(args: CanI, ctx: &Context) -> anyhow::Result<Exit> {
+pub async fn can_i(args: CanI, ctx: &Context) -> anyhow::Result<Exit> {
     let loaded = ctx.load()?;
     let engine = load(source(&loaded)).map_err(reports)?;
-    let answer = answer(&args.into(), &loaded.config, &engine)?;
+    let question = args.into();
+    if let Some(parts) = start_parts(&question, &loaded).await? {
+        print_parts(&parts, ctx)?;
+        let allowed = parts.iter().all(|part| part.allowed);
+        return Ok(if allowed { Exit::Ok } else { Exit::Denied });
+    }
+    let answer = answer(&question, &loaded.config, &engine)?;
     print(&answer, ctx)?;
     Ok(if answer.outcome.allowed { Exit::Ok } else { Exit::Denied })
 }
@@ -115,16 +124,8 @@ fn print(answer: &Answer, ctx: &Context) -> anyhow::Result<()> {
         return Ok(());
     }
     let Answer { outcome, explanation, why, origin, .. } = answer;
-    let verdict = if outcome.allowed { "allowed" } else { "denied" };
-    ctx.state(verdict, format!(": {explanation}"))?;
-    for rule in &outcome.rules {
-        let file = rule.file.as_deref().unwrap_or(Path::new("")).display();
-        let line = rule.line.map(|line| format!(":{line}")).unwrap_or_default();
-        ctx.line(format!("  {}  {file}{line}", rule.id))?;
-        if let Some(reason) = &rule.reason {
-            ctx.line(format!("    {reason}"))?;
-        }
-    }
+    ctx.state(verdict(outcome.allowed), format!(": {explanation}"))?;
+    print_rules(&outcome.rules, ctx)?;
     let would = if outcome.allowed { "refuse" } else { "permit" };
     for shadow in &outcome.shadows {
         let problem = shadow.problem.as_ref().map(|problem| format!(": {problem}"));
@@ -139,6 +140,34 @@ fn print(answer: &Answer, ctx: &Context) -> anyhow::Result<()> {
             "the tool's annotations are not known, since its server has listed no tools to this \
              proxy yet; whatever they are, the answer is the same",
         );
+    }
+    Ok(())
+}
+
+fn verdict(allowed: bool) -> &'static str {
+    if allowed { "allowed" } else { "denied" }
+}
+
+/// Prints the decisions about the parts of a start.
+fn print_parts(parts: &[PartDecision], ctx: &Context) -> anyhow::Result<()> {
+    if ctx.is_json() {
+        return Ok(ctx.json(&parts)?);
+    }
+    for PartDecision { action, target, allowed, why, rules } in parts {
+        ctx.state(verdict(*allowed), format!(": {action} {target}: {why}"))?;
+        print_rules(rules, ctx)?;
+    }
+    Ok(())
+}
+
+fn print_rules(rules: &[Rule], ctx: &Context) -> anyhow::Result<()> {
+    for rule in rules {
+        let file = rule.file.as_deref().unwrap_or(Path::new("")).display();
+        let line = rule.line.map(|line| format!(":{line}")).unwrap_or_default();
+        ctx.line(format!("  {}  {file}{line}", rule.id))?;
+        if let Some(reason) = &rule.reason {
+            ctx.line(format!("    {reason}"))?;
+        }
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::ArgAction;
 use serde::{Deserialize, Serialize};
 
-use super::{count, inventory, load, source};
+use super::{count, inventory, load, note_absent_servers, source};
 use crate::cli::{Context, Exit};
 use portcullis_policy::{Finding, Inventory, KnownTool, Revision, Source, Stated};
 use portcullis_protocol::claims::Claims;
@@ -54,6 +54,7 @@ pub fn check(Check { paths, tools }: &Check, ctx: &Context) -> anyhow::Result<Ex
         Ok(engine) => {
             let status = engine.status().borrow().clone();
             let looks = engine.analyse(&inventory);
+            note_absent_servers(&engine.absent_servers(&inventory), ctx);
             (status.warnings.iter().cloned().chain(looks).collect(), Some(status))
         }
     };

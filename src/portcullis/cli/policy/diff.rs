@@ -1,9 +1,11 @@
-//! `portcullis policy diff`: which principals gain or lose which tools from one set to another.
+//! `portcullis policy diff`: which policies changed from one set to another, and which principals
+//! gain or lose which tools by that.
 
 use std::path::PathBuf;
 
 use clap::ArgAction;
 use serde::Serialize;
+use similar::{ChangeTag, TextDiff};
 
 use super::{check::read_tools, check::tools_of, count, engine, replay::decisions};
 use crate::cli::{
@@ -12,7 +14,9 @@ use crate::cli::{
 };
 use portcullis_audit::Filter;
 use portcullis_policy::{Revision, Stated};
-use portcullis_policy_tools::{Access, Comparison, Difference, Recorded};
+use portcullis_policy_tools::{
+    Access, Comparison, Difference, Place, PolicyChange, Recorded, changes,
+};
 use portcullis_protocol::{
     identity::{Principal, Store},
     names::ServerName,
@@ -38,6 +42,7 @@ pub struct Args {
 struct Report<'a> {
     before: Revision,
     after: Revision,
+    policies: &'a [PolicyChange],
     principals: usize,
     tools: usize,
     differences: &'a [Difference],
@@ -80,17 +85,22 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         };
         unreadable = decisions(&source, Filter::default(), take).await?;
     }
+    let policies = changes(&before, &after);
     let differences = comparison.differences(&before, &after);
     let (principals, tools) = comparison.size();
     if ctx.is_json() {
         ctx.json(&Report {
             before: before.revision(),
             after: after.revision(),
+            policies: &policies,
             principals,
             tools,
             differences: &differences,
         })?;
     } else {
+        for change in &policies {
+            print(change, ctx)?;
+        }
         if !differences.is_empty() {
             let header = ["CLIENT", "TOOL", "NOW", "BEFORE", "POLICIES NOW", "POLICIES BEFORE"];
             ctx.table(&header, differences.iter().map(row))?;
@@ -98,10 +108,38 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         let principals = count(principals, "principal", "principals");
         let tools = count(tools, "tool", "tools");
         let found = count(differences.len(), "difference", "differences");
-        ctx.line(format!("{found} among {principals} and {tools}"))?;
+        let changed = match policies.len() {
+            0 => "no policy changed".to_owned(),
+            changed => format!("{} changed", count(changed, "policy", "policies")),
+        };
+        ctx.line(format!("{changed}; {found} among {principals} and {tools}"))?;
     }
     let exit = conclude(ctx, &unreadable);
-    Ok(if exit == Exit::Ok && !differences.is_empty() { Exit::Findings } else { exit })
+    let same = policies.is_empty() && differences.is_empty();
+    Ok(if exit == Exit::Ok && !same { Exit::Findings } else { exit })
+}
+
+/// Prints a change with its places; for a changed policy, its changed lines, too.
+fn print(change: &PolicyChange, ctx: &Context) -> anyhow::Result<()> {
+    let PolicyChange { kind, effect, id, before, after } = change;
+    let place = |place: &Place| format!("{}:{}", place.file.display(), place.line);
+    let places = match (before.as_ref().map(place), after.as_ref().map(place)) {
+        (Some(before), Some(after)) if before != after => format!("{after}, before {before}"),
+        (before, after) => after.or(before).unwrap_or_default(),
+    };
+    ctx.state(kind.as_str(), format!(": {effect} `{id}`  {places}"))?;
+    if let (Some(before), Some(after)) = (before, after) {
+        let lines = TextDiff::from_lines(&before.text, &after.text);
+        for line in lines.iter_all_changes() {
+            let sign = match line.tag() {
+                ChangeTag::Equal => continue,
+                ChangeTag::Delete => '-',
+                ChangeTag::Insert => '+',
+            };
+            ctx.line(format!("  {sign} {}", line.value().trim_end()))?;
+        }
+    }
+    Ok(())
 }
 
 fn of_config(

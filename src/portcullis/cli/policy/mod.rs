@@ -44,7 +44,7 @@ enum Verb {
     /// Propose policies that permit exactly the recorded calls, with test cases
     #[command(after_long_help = super::audit::LANGUAGE)]
     Learn(learn::Args),
-    /// Print which clients gain or lose which tools between two sets of policies
+    /// Print which policies differ between two sets, and which clients gain or lose which tools
     Diff(diff::Args),
     /// Sign and verify bundles: signed folders of policies
     Bundle(bundle::Args),
@@ -57,7 +57,7 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         Verb::Fmt(fmt) => fmt::fmt(&fmt, ctx),
         Verb::Test(options) => test::test(&options, ctx),
         Verb::New(options) => new::new(&options, ctx),
-        Verb::CanI(args) => can_i::can_i(args, ctx),
+        Verb::CanI(args) => can_i::can_i(args, ctx).await,
         Verb::Explain(args) => explain::run(args, ctx).await,
         Verb::Replay(args) => replay::run(args, ctx).await,
         Verb::Learn(args) => learn::run(args, ctx).await,
@@ -92,6 +92,17 @@ pub(super) fn inventory(loaded: &Loaded) -> Inventory {
         groups,
         anonymous: Some(config.listen.anonymous),
         tools: Vec::new(),
+    }
+}
+
+/// Notes which servers policies name that the config lacks.
+pub(super) fn note_absent_servers(absent: &BTreeSet<String>, ctx: &Context) {
+    if !absent.is_empty() {
+        let names: Vec<_> = absent.iter().map(|name| format!("`{name}`")).collect();
+        ctx.note(format!(
+            "note: policies name servers that the config does not have: {}",
+            names.join(", ")
+        ));
     }
 }
 

@@ -7,19 +7,16 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     cli::{Context, Exit},
-    manage::servers::{configured, launch_secrets, launcher, signatures},
+    manage::{
+        server_facts::{PartDecision, ServerFacts},
+        servers::{configured, launcher, signatures},
+    },
 };
 use portcullis_config::Loaded;
 use portcullis_gateway::admin;
-use portcullis_policy::{Part, Start};
-use portcullis_protocol::{names::ServerName, refusal::Rule};
-use portcullis_runtime::{
-    container::{self, Deviation},
-    process::LaunchFailure,
-    sandbox,
-};
+use portcullis_protocol::names::ServerName;
 use portcullis_upstream::{
-    Launcher, Placement,
+    Placement,
     config::{SecretBinding, SecretDeliveryMethod, Server},
 };
 
@@ -35,105 +32,6 @@ struct Permission {
     line: Option<u32>,
 }
 
-/// Decision of policies about one part of the start.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct PartDecision {
-    action: &'static str,
-    target: String,
-    allowed: bool,
-    why: String,
-    rules: Vec<Rule>,
-}
-
-/// Facts about a server before it is started.
-struct ServerFacts {
-    placement: Placement,
-    profile: Vec<(String, String)>,
-    deviations: Vec<Deviation>,
-    digest: Option<String>,
-    /// Missing signature of its image that prevents a start whatever policies say.
-    unsigned: Option<String>,
-    decisions: Result<Vec<PartDecision>, String>,
-}
-
-impl ServerFacts {
-    async fn of(
-        loaded: &Loaded,
-        launcher: &Launcher,
-        name: &ServerName,
-        settings: &Server,
-    ) -> anyhow::Result<Self> {
-        let placement = launcher.placement(settings);
-        let (mut profile, mut deviations) = (Vec::new(), Vec::new());
-        if let Placement::Remote { url } = &placement {
-            profile.push(("url".to_owned(), url.clone()));
-        } else {
-            let mut spec = launcher.spec_without_secrets(name, settings);
-            if spec.image.is_none() {
-                // The id of a packed program's image is known only after packing.
-                spec.image = Some(format!("sha256:{}", "0".repeat(64)));
-            }
-            // Keys that loosen the profile are the same in every runtime.
-            let container = container::Profile::of(&spec)?;
-            deviations = container.deviations();
-            profile = match &placement {
-                Placement::Sandbox { .. } => {
-                    sandbox::facts(&settings.resources, &settings.hardening)
-                }
-                _ => container.describe(),
-            };
-        }
-        // As a start would pin it; if that fails now, policies are evaluated without it.
-        let pinned =
-            launcher.images.pin(&launcher.engine.now(), name, settings).await.ok().flatten();
-        let mut program = launcher.program_of(name, settings, pinned.as_ref())?;
-        let mut unsigned = None;
-        if let Some(pinned) = &pinned {
-            match launcher.signed(name, settings, pinned).await {
-                Ok(signed) => program.signed = signed,
-                Err(LaunchFailure { what, .. }) => unsigned = Some(what),
-            }
-        }
-        if let Some(hashed) = launcher.hashed(settings).await {
-            program.digest = Some(hashed.digest);
-        }
-        let digest = program.digest.clone();
-        let decisions = decide_launch(loaded, name, settings, &program.for_policies(&placement));
-        Ok(Self { placement, profile, deviations, digest, unsigned, decisions })
-    }
-
-    /// Whether its signatures and policies permit its start.
-    fn allowed(&self) -> bool {
-        let all = |decisions: &Vec<PartDecision>| decisions.iter().all(|one| one.allowed);
-        self.unsigned.is_none() && self.decisions.as_ref().is_ok_and(all)
-    }
-}
-
-/// Evaluates the policies of the config, as a proxy would before it starts the server.
-fn decide_launch(
-    loaded: &Loaded,
-    server: &ServerName,
-    settings: &Server,
-    program: &portcullis_policy::Program,
-) -> Result<Vec<PartDecision>, String> {
-    let engine = portcullis_policy::Engine::open(
-        portcullis_policy::Source::of(&loaded.config.policy, &loaded.config.state_dir),
-        &loaded.base,
-    )
-    .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
-    let start =
-        Start { server, program, url: settings.url.as_deref(), secrets: launch_secrets(settings) };
-    let decision = |Part { action, target, outcome }| PartDecision {
-        action: action.as_str(),
-        target,
-        allowed: outcome.permits_alone(),
-        why: outcome.explain_alone(),
-        rules: outcome.rules,
-    };
-    Ok(engine.decide_start(&start).into_iter().map(decision).collect())
-}
-
 /// Runs the verb.
 pub(super) async fn run(
     ctx: &Context,
@@ -144,7 +42,7 @@ pub(super) async fn run(
     let settings = configured(loaded, name)?;
     let mut launcher = launcher(loaded).await;
     launcher.signatures = signatures(loaded)?;
-    let found = ServerFacts::of(loaded, &launcher, name, settings).await?;
+    let found = ServerFacts::of(loaded, &launcher, name, settings, None).await?;
     let running: Option<Value> = match proxy {
         Some(proxy) => {
             let states: Vec<Value> =

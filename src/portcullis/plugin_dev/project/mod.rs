@@ -4,6 +4,7 @@ mod build;
 mod files;
 mod new;
 mod tool;
+mod watch;
 
 use std::{
     fmt, fs,
@@ -14,6 +15,7 @@ use miette::Diagnostic;
 
 pub use build::{Built, build};
 pub use new::new;
+pub use watch::SourceWatcher;
 
 /// The languages that projects are made in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
