@@ -8,6 +8,7 @@ use serde::de::IgnoredAny;
 
 use super::{
     Action,
+    handles::MAX_OF_OWNER,
     json_strings::{Malformed, Role, each_text, locate},
     scan::{Budget, Hit, MAX_NAME_BYTES, Scanner, Spent},
 };
@@ -216,10 +217,13 @@ fn join(mut hits: Vec<Hit>, actions: &[Action]) -> Vec<(Hit, Action)> {
 fn splice(scanner: &Scanner, raw: &[u8], cuts: &[Cut], handle: Option<&MakeHandle<'_>>) -> Bytes {
     let mut out = Vec::with_capacity(raw.len());
     let mut at = 0;
+    // More handles than are kept for one owner would displace each other.
+    let mut left = MAX_OF_OWNER;
     for Cut { range, id, quote, secret } in cuts {
         out.extend_from_slice(raw.get(at..range.start).unwrap_or_default());
         let name = scanner.ids.get(*id).map_or("", String::as_str);
-        let digits = secret.as_deref().and_then(|secret| handle?(*id, secret));
+        let digits = secret.as_deref().filter(|_| left > 0).and_then(|secret| handle?(*id, secret));
+        left -= usize::from(digits.is_some());
         // Ids contain nothing that JSON would escape.
         let mark = match digits {
             Some(digits) => format!("[secret:{name}:{digits}]"),

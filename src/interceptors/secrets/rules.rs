@@ -30,6 +30,8 @@ pub(super) fn built_in() -> Result<&'static [Rule], IllegalRules> {
 
 /// Limit in bytes of the part of a secret whose entropy counts.
 const MAX_ENTROPY_BYTES: usize = 128;
+/// Limit in bytes of the text on each side of a match that counts as its line, for allowlists.
+const MAX_LINE_BYTES: usize = 256;
 /// Limit in bytes around a keyword for the longest match of a rule.
 const MAX_REACH_BYTES: usize = 1 << 20;
 
@@ -305,10 +307,13 @@ impl Rule {
         if self.allowed.is_empty() {
             return false;
         }
-        let before = text.get(..matched.start).unwrap_or_default();
-        let after = text.get(matched.end..).unwrap_or_default();
-        let start = memchr::memrchr(b'\n', before).map_or(0, |end| end + 1);
-        let end = memchr::memchr(b'\n', after).map_or(text.len(), |length| matched.end + length);
+        // A line may be as long as the text, and have many matches.
+        let first = matched.start.saturating_sub(MAX_LINE_BYTES);
+        let last = text.len().min(matched.end + MAX_LINE_BYTES);
+        let before = text.get(first..matched.start).unwrap_or_default();
+        let after = text.get(matched.end..last).unwrap_or_default();
+        let start = memchr::memrchr(b'\n', before).map_or(first, |end| first + end + 1);
+        let end = memchr::memchr(b'\n', after).map_or(last, |length| matched.end + length);
         let part = |range: Range<usize>| text.get(range).unwrap_or_default();
         let (line, all) = (part(start..end), part(matched.clone()));
         self.allowed.iter().any(|list| list.allows(all, part(secret.clone()), line))

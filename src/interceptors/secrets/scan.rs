@@ -516,9 +516,9 @@ fn search(
     {
         let matched = found.range();
         let secret = rule.secret(seen, &matched);
-        if seen.get(secret.clone()).is_some_and(|text| rule.accepts(text) && !allowed.has(text))
-            && !rule.is_allowed(text, &matched, &secret)
-        {
+        let accepted =
+            seen.get(secret.clone()).is_some_and(|text| rule.accepts(text) && !allowed.has(text));
+        if accepted && !rule.is_allowed(text, &matched, &secret) {
             // The character after a secret may be the one before the next.
             at = secret.end.max(matched.start + 1);
             hits.push(Hit { id: window.rule, range: secret });
