@@ -25,6 +25,7 @@ mod named;
 mod names;
 mod pattern;
 mod payload;
+mod prefilter;
 mod redactor;
 mod rules;
 mod scan;

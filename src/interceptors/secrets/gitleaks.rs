@@ -270,6 +270,7 @@ fn compiled(
         ignore_case: true,
         named: false,
         one_line: false,
+        needs_user: false,
         has_end: false,
         action: None,
         severity: Severity::default(),

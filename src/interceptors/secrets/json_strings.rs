@@ -53,16 +53,25 @@ impl Path {
     /// Name of the innermost member, which may be an array. `None` for a long one, with more than
     /// `limit` bytes if each is escaped.
     pub(super) fn member(&self, raw: &[u8], limit: usize) -> Option<&[u8]> {
-        let mut innermost = self.0.iter().rev().take(MAX_ARRAYS + 1);
-        let (key, name) = innermost.find_map(|frame| match frame {
-            Frame::Object { key, name, .. } => Some((key, name)),
-            Frame::Array(_) => None,
-        })?;
+        let (key, name) = self.innermost()?;
         if key.len() > limit.saturating_mul(MAX_ESCAPE_BYTES) {
             return None;
         }
         let decoded = || raw.get(key.clone()).map_or_else(Vec::new, |key| decode(key).into_owned());
         Some(name.get_or_init(decoded))
+    }
+
+    /// Position of the name of the innermost member, which may be an array.
+    pub(super) fn member_key(&self) -> Option<&Range<usize>> {
+        Some(self.innermost()?.0)
+    }
+
+    fn innermost(&self) -> Option<(&Range<usize>, &OnceCell<Vec<u8>>)> {
+        let mut innermost = self.0.iter().rev().take(MAX_ARRAYS + 1);
+        innermost.find_map(|frame| match frame {
+            Frame::Object { key, name, .. } => Some((key, name)),
+            Frame::Array(_) => None,
+        })
     }
 
     /// Whether it is below a member of the outermost object.
@@ -133,10 +142,14 @@ pub(super) fn each_text<'a, E: From<Malformed>>(
                 None => return Err(Malformed.into()),
             },
             b'"' => {
-                let end = string_end(raw, at).ok_or(Malformed)?;
-                let span = at..end;
-                at = end + 1;
-                let decoded = decode(raw.get(span.clone()).unwrap_or_default());
+                let first = raw.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest));
+                let first = at + first.ok_or(Malformed)?;
+                let is_plain = raw.get(first) == Some(&b'"');
+                let end = if is_plain { Some(first) } else { string_end(raw, first) };
+                let span = at..end.ok_or(Malformed)?;
+                at = span.end + 1;
+                let text = raw.get(span.clone()).unwrap_or_default();
+                let decoded = if is_plain { Cow::Borrowed(text) } else { decode(text) };
                 let key_here = match path.0.last_mut() {
                     Some(Frame::Object { key, name, hidden, expects_key }) if *expects_key => {
                         (*key, *hidden, *expects_key) = (span.clone(), true, false);

@@ -98,12 +98,20 @@ pub(super) fn inspect_within(
 ) -> Result<Report, Unscanned> {
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
+    let suspects = scanner.suspects(raw);
     each_text::<Unscanned>(raw, |path, text| {
+        let is_suspicious =
+            |part: &Range<usize>| suspects.as_ref().is_none_or(|all| all.has(raw, part));
+        let is_named = text.role == Role::Value && path.member_key().is_some_and(is_suspicious);
+        if !is_named && !is_suspicious(&text.span) {
+            budget.decoded.earn(text.span.len());
+            return Ok(false);
+        }
         let mut hits = match text.role {
             Role::Numbers => scanner.scan_numbers(&text.decoded, budget)?,
             Role::Key | Role::Value => scanner.scan(&text.decoded, budget)?,
         };
-        if text.role == Role::Value
+        if is_named
             && Scanner::may_be_named(&text.decoded)
             && let Some(name) = path.member(raw, MAX_NAME_BYTES)
         {

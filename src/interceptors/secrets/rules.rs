@@ -65,6 +65,10 @@ pub(super) struct Source {
     /// could continue.
     #[serde(default)]
     pub one_line: bool,
+    /// Whether keywords are schemes of URLs, and a match has a user and a password. The regex then runs
+    /// only behind schemes with a user.
+    #[serde(default)]
+    pub needs_user: bool,
     /// Regex of the match. Its first group, or all of it, is the secret.
     pub regex: String,
     /// For a regex without a longest match: number of bytes after the keyword that are searched.
@@ -181,6 +185,8 @@ pub(super) struct Rule {
     pub named: bool,
     /// Whether a match is on one line.
     pub one_line: bool,
+    /// Whether a keyword counts only in front of the user of a URL.
+    pub needs_user: bool,
     /// Whether the format has a line at its end.
     pub has_end: bool,
     pub severity: Severity,
@@ -265,6 +271,7 @@ impl Rule {
             ignore_case: source.ignore_case || source.named,
             named: source.named,
             one_line: source.one_line || source.named,
+            needs_user: source.needs_user,
             has_end: source.regex.contains("-----END"),
             severity: source.severity,
             action: source.action,

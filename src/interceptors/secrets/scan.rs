@@ -18,6 +18,7 @@ use super::{
     },
     json_strings::is_of_number,
     layers::Layers,
+    prefilter::{Keyword, Keywords, Suspects},
     rules::{IllegalRules, Rule, Severity},
 };
 
@@ -139,6 +140,7 @@ pub(super) struct Spent;
 pub(super) struct Scanner {
     rules: Vec<Rule>,
     keywords: AhoCorasick,
+    prefilter: Keywords,
     /// Rule of each keyword, and the keyword's text if its case counts.
     owners: Vec<(usize, Option<Vec<u8>>)>,
     /// Rules without keywords.
@@ -191,11 +193,21 @@ impl Scanner {
             })
             .transpose()
             .map_err(unusable)?;
+        let all = rules.iter().flat_map(|rule| {
+            let keyword = |text: &'_ String| Keyword {
+                text: text.clone().into_bytes(),
+                exact: !rule.ignore_case,
+                needs_user: rule.needs_user,
+            };
+            rule.keywords.iter().map(keyword)
+        });
+        let prefilter = Keywords::new(&all.collect::<Vec<_>>())?;
         let ids = rules.iter().map(|rule| &rule.id).chain(known.iter().map(|(name, _)| name));
         let ids: Vec<String> = ids.cloned().collect();
         let shortest = rules.iter().map(|rule| rule.shortest);
         Ok(Self {
             keywords,
+            prefilter,
             owners,
             everywhere,
             known: exact,
@@ -271,6 +283,15 @@ impl Scanner {
         }
         dedup(&mut hits);
         Ok(hits)
+    }
+
+    /// Parts of a JSON text that can contain secrets. The others need no scan. `None` if all can.
+    pub(super) fn suspects(&self, raw: &[u8]) -> Option<Suspects> {
+        if !self.everywhere.is_empty() {
+            return None;
+        }
+        let known = self.known.iter().flat_map(|known| known.find_iter(raw));
+        Some(Suspects::of(raw, &self.prefilter, known.map(|found| found.range())))
     }
 
     /// All secrets in the numbers of a JSON text: known ones, and those in lists of bytes. Ranges
@@ -459,6 +480,20 @@ impl Scanner {
         Ok(hits)
     }
 
+    /// Numbers and ranges of the keywords in a text, in the order of their ends.
+    fn keywords_in(&self, text: &[u8]) -> impl Iterator<Item = (usize, Range<usize>)> {
+        self.prefilter.ranges(text).into_iter().flat_map(move |(first, range)| {
+            let part = text.get(first..range.end).unwrap_or_default();
+            let all = self.keywords.find_overlapping_iter(part);
+            let all = all.map(move |found| {
+                let range = first + found.start()..first + found.end();
+                (found.pattern().as_usize(), range)
+            });
+            // Those that end before are in the range before.
+            all.filter(move |(_, found)| found.end > range.start)
+        })
+    }
+
     /// Ranges to try each rule in: around each keyword, with adjacent windows of one rule joined,
     /// so that a rule reads each byte once.
     fn windows(&self, text: &[u8]) -> Vec<Window> {
@@ -467,17 +502,17 @@ impl Scanner {
             all.map(|rule| Window { rule: *rule, start: 0, end: text.len() }).collect();
         // Last window of each rule.
         let mut lasts: Vec<Option<usize>> = Vec::new();
-        for found in self.keywords.find_overlapping_iter(text) {
-            let Some((owner, exact)) = self.owners.get(found.pattern().as_usize()) else {
+        for (keyword, found) in self.keywords_in(text) {
+            let Some((owner, exact)) = self.owners.get(keyword) else {
                 continue;
             };
-            if exact.as_ref().is_some_and(|keyword| text.get(found.range()) != Some(keyword)) {
+            if exact.as_ref().is_some_and(|keyword| text.get(found.clone()) != Some(keyword)) {
                 continue;
             }
             let Some(rule) = self.rules.get(*owner) else { continue };
-            let start = found.start().saturating_sub(rule.before);
+            let start = found.start.saturating_sub(rule.before);
             // One byte more, to see the text that must follow a match.
-            let end = (found.end() + rule.after + 1).min(text.len());
+            let end = (found.end + rule.after + 1).min(text.len());
             if lasts.is_empty() {
                 lasts.resize(self.rules.len(), None);
             }
