@@ -29,7 +29,7 @@ const MAX_VALUE_BYTES: usize = 4 << 10;
 /// Time after its last use after which a value is forgotten.
 const LIFETIME: Duration = Duration::from_secs(3_600);
 /// Numbers of hex digits of a handle: of an ordinary one, and of one whose short form is taken.
-const DIGITS: [usize; 2] = [8, 16];
+pub(super) const DIGITS: [usize; 2] = [8, 16];
 
 /// Handle in a text: its rule and its digits.
 static HANDLE: LazyLock<Option<Regex>> = LazyLock::new(|| {

@@ -16,7 +16,9 @@ use aho_corasick::{
 };
 
 use super::{
+    assigned::{is_assigned, is_in_name},
     encodings::{mark_units, may_encode},
+    names::stems,
     rules::IllegalRules,
 };
 
@@ -32,8 +34,30 @@ pub(super) struct Keyword {
     pub text: Vec<u8>,
     /// Whether its case counts.
     pub exact: bool,
-    /// Whether it begins a URL, which must have a user.
-    pub needs_user: bool,
+    pub context: Context,
+}
+
+/// Text behind a keyword that makes it count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Context {
+    Any,
+    /// The rest of a URL with a user.
+    User,
+    /// The rest of a name, and the sign of an assignment.
+    Assigned,
+    /// The rest of a string of JSON that can be a name.
+    Name,
+}
+
+impl Context {
+    fn has(self, after: &[u8]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::User => has_user(after),
+            Self::Assigned => is_assigned(after),
+            Self::Name => is_in_name(after),
+        }
+    }
 }
 
 /// Automaton of keywords.
@@ -41,8 +65,8 @@ pub(super) struct Keywords {
     /// Finds them in any case.
     automaton: DFA,
     longest: usize,
-    /// For each keyword, its text if the case counts, and whether a user must follow.
-    conditions: Vec<(Option<Vec<u8>>, bool)>,
+    /// For each keyword, its text if the case counts, and what must follow.
+    conditions: Vec<(Option<Vec<u8>>, Context)>,
 }
 
 /// Limit in bytes of the part of a URL in front of its host.
@@ -62,11 +86,10 @@ impl Keywords {
             Some((keyword, [keyword.text.strip_suffix(b"=")?, b"\""].concat()))
         });
         let all = keywords.iter().map(|keyword| (keyword, keyword.text.clone())).chain(names);
-        let (conditions, texts): (Vec<_>, Vec<_>) = all
-            .map(|(keyword, text)| {
-                ((keyword.exact.then(|| text.clone()), keyword.needs_user), text)
-            })
-            .unzip();
+        let all = all
+            .map(|(keyword, text)| ((keyword.exact.then(|| text.clone()), keyword.context), text));
+        let stems = stems().iter().map(|stem| ((None, Context::Name), stem.as_bytes().to_vec()));
+        let (conditions, texts): (Vec<_>, Vec<_>) = all.chain(stems).unzip();
         let automaton = DFA::builder()
             .ascii_case_insensitive(true)
             .match_kind(MatchKind::Standard)
@@ -76,26 +99,35 @@ impl Keywords {
         Ok(Self { longest: automaton.max_pattern_len(), automaton, conditions })
     }
 
-    /// Whether a keyword ends at a position, by the automaton's state behind it.
-    fn has_keyword(&self, state: StateID, text: &[u8], at: usize) -> bool {
-        let patterns = 0..self.automaton.match_len(state);
-        patterns.map(|index| self.automaton.match_pattern(state, index)).any(|pattern| {
-            let (exact, needs_user) = match self.conditions.get(pattern.as_usize()) {
-                Some((exact, needs_user)) => (exact.as_deref(), *needs_user),
-                None => (None, false),
-            };
-            let (before, after) = text.split_at((at + 1).min(text.len()));
-            exact.is_none_or(|exact| before.ends_with(exact)) && (!needs_user || has_user(after))
-        })
+    /// Context of a keyword that ends at a position, by the automaton's state behind it. Of several, one
+    /// of a rule precedes that of a name.
+    fn context(&self, state: StateID, text: &[u8], at: usize) -> Option<Context> {
+        let (before, after) = text.split_at((at + 1).min(text.len()));
+        let mut found = None;
+        for index in 0..self.automaton.match_len(state) {
+            let pattern = self.automaton.match_pattern(state, index);
+            let (exact, context) = self.conditions.get(pattern.as_usize())?;
+            if exact.as_ref().is_none_or(|exact| before.ends_with(exact)) && context.has(after) {
+                found = Some(*context);
+                if *context != Context::Name {
+                    break;
+                }
+            }
+        }
+        found
     }
 
     /// Ranges of a text that have all keywords, in order and disjoint, and for each the position from
     /// which a keyword in it can begin.
     pub(super) fn ranges(&self, text: &[u8]) -> Vec<(usize, Range<usize>)> {
         let mut suspects = Suspects::none(text);
-        self.each(text, |at| suspects.mark(at..at + 1));
+        self.each(text, |at, context| {
+            if context != Context::Name {
+                suspects.blocks.mark(at..at + 1);
+            }
+        });
         let mut ranges: Vec<(usize, Range<usize>)> = Vec::new();
-        for block in suspects.marked() {
+        for block in suspects.blocks.marked() {
             let (start, end) = (block * BLOCK_BYTES, text.len().min((block + 1) * BLOCK_BYTES));
             match ranges.last_mut() {
                 Some((_, last)) if last.end == start => last.end = end,
@@ -105,53 +137,70 @@ impl Keywords {
         ranges
     }
 
-    /// Calls `each` with the position of the last byte of each keyword, in any order.
-    fn each(&self, text: &[u8], mut each: impl FnMut(usize)) {
+    /// Calls `each` with the position of the last byte of each keyword and its context, in any order.
+    fn each(&self, text: &[u8], mut each: impl FnMut(usize, Context)) {
         let Ok(start) = self.automaton.start_state(Anchored::No) else { return };
         let part = text.len() / LANES;
         // Each part begins with the bytes that a keyword at its start can have in those before.
-        let mut lanes: [(StateID, &[u8], usize); LANES] = std::array::from_fn(|lane| {
-            let first = (lane * part).saturating_sub(self.longest);
+        let firsts: [usize; LANES] =
+            std::array::from_fn(|lane| (lane * part).saturating_sub(self.longest));
+        let parts: [&[u8]; LANES] = std::array::from_fn(|lane| {
             let last = if lane + 1 == LANES { text.len() } else { (lane + 1) * part };
-            (start, text.get(first..last).unwrap_or_default(), first)
+            firsts.get(lane).and_then(|first| text.get(*first..last)).unwrap_or_default()
         });
-        let together = lanes.iter().map(|(_, text, _)| text.len()).min().unwrap_or(0);
-        let [(a, at, ai), (b, bt, bi), (c, ct, ci), (d, dt, di)] = &mut lanes;
-        let (ah, bh, ch, dh) =
-            (split(at, together), split(bt, together), split(ct, together), split(dt, together));
-        for (i, (((x, y), z), w)) in ah.iter().zip(bh).zip(ch).zip(dh).enumerate() {
-            *a = self.automaton.next_state(Anchored::No, *a, *x);
-            *b = self.automaton.next_state(Anchored::No, *b, *y);
-            *c = self.automaton.next_state(Anchored::No, *c, *z);
-            *d = self.automaton.next_state(Anchored::No, *d, *w);
-            let states = [*a, *b, *c, *d];
-            if states.map(|state| self.automaton.is_match(state)) != [false; LANES] {
-                for (state, first) in states.into_iter().zip([*ai, *bi, *ci, *di]) {
-                    if self.automaton.is_match(state) && self.has_keyword(state, text, first + i) {
-                        each(first + i);
-                    }
-                }
+        let mut states = [start; LANES];
+        let mut see = |state: StateID, at: usize| {
+            if self.automaton.is_match(state)
+                && let Some(context) = self.context(state, text, at)
+            {
+                each(at, context);
             }
+        };
+        let together = parts.iter().map(|part| part.len()).min().unwrap_or(0);
+        let mut at = 0;
+        while let Some(length) = self.advance(&mut states, parts.map(|part| part.get(at..together)))
+        {
+            for (state, first) in states.into_iter().zip(firsts) {
+                see(state, first + at + length - 1);
+            }
+            at += length;
         }
-        for (mut state, part, first) in lanes {
+        for ((mut state, part), first) in states.into_iter().zip(parts).zip(firsts) {
             for (i, byte) in part.iter().enumerate().skip(together) {
                 state = self.automaton.next_state(Anchored::No, state, *byte);
-                if self.automaton.is_match(state) && self.has_keyword(state, text, first + i) {
-                    each(first + i);
-                }
+                see(state, first + i);
             }
         }
     }
-}
 
-fn split<'a>(text: &&'a [u8], at: usize) -> &'a [u8] {
-    text.get(..at).unwrap_or_default()
+    /// Advances all states up to the first byte behind which one is that of a keyword. Returns the
+    /// number of bytes, or `None` at the end.
+    fn advance(
+        &self,
+        states: &mut [StateID; LANES],
+        [a, b, c, d]: [Option<&[u8]>; LANES],
+    ) -> Option<usize> {
+        let [mut s, mut t, mut u, mut v] = *states;
+        let next = |state: StateID, byte: u8| self.automaton.next_state(Anchored::No, state, byte);
+        let mut found = None;
+        for (i, (((a, b), c), d)) in a?.iter().zip(b?).zip(c?).zip(d?).enumerate() {
+            (s, t, u, v) = (next(s, *a), next(t, *b), next(u, *c), next(v, *d));
+            let is_match = |state: StateID| self.automaton.is_match(state);
+            if is_match(s) | is_match(t) | is_match(u) | is_match(v) {
+                found = Some(i + 1);
+                break;
+            }
+        }
+        *states = [s, t, u, v];
+        found
+    }
 }
 
 /// Parts of a text that can contain a secret.
 pub(super) struct Suspects {
-    /// A bit for each block of the text.
-    blocks: Vec<u64>,
+    blocks: Blocks,
+    /// Parts that can be names of secrets.
+    names: Blocks,
 }
 
 impl Suspects {
@@ -162,24 +211,44 @@ impl Suspects {
         known: impl Iterator<Item = Range<usize>>,
     ) -> Self {
         let mut suspects = Self::none(raw);
-        keywords.each(raw, |at| suspects.mark(at..at + 1));
-        known.for_each(|range| suspects.mark(range));
-        mark_units(raw, &mut |range| suspects.mark(range));
+        keywords.each(raw, |at, context| {
+            let blocks = match context {
+                Context::Name => &mut suspects.names,
+                _ => &mut suspects.blocks,
+            };
+            blocks.mark(at..at + 1);
+        });
+        known.for_each(|range| suspects.blocks.mark(range));
+        mark_units(raw, &mut |range| suspects.blocks.mark(range));
         suspects
     }
 
     /// Whether a string, a key or numbers of the text can contain a secret.
     pub(super) fn has(&self, raw: &[u8], range: &Range<usize>) -> bool {
-        self.touch(range) || may_encode(raw.get(range.clone()).unwrap_or_default())
+        self.blocks.touch(range) || may_encode(raw.get(range.clone()).unwrap_or_default())
+    }
+
+    /// Whether a string or a key of the text can be the name of a secret.
+    pub(super) fn may_name(&self, range: &Range<usize>) -> bool {
+        self.names.touch(range) || self.blocks.touch(range)
     }
 
     fn none(text: &[u8]) -> Self {
-        Self { blocks: vec![0; text.len() / BLOCK_BYTES / 64 + 1] }
+        Self { blocks: Blocks::of(text), names: Blocks::of(text) }
+    }
+}
+
+/// A bit for each block of a text.
+struct Blocks(Vec<u64>);
+
+impl Blocks {
+    fn of(text: &[u8]) -> Self {
+        Self(vec![0; text.len() / BLOCK_BYTES / 64 + 1])
     }
 
     /// Numbers of the marked blocks, in order.
     fn marked(&self) -> impl Iterator<Item = usize> {
-        self.blocks.iter().enumerate().flat_map(|(at, blocks)| {
+        self.0.iter().enumerate().flat_map(|(at, blocks)| {
             let mut left = *blocks;
             std::iter::from_fn(move || {
                 let bit = left.trailing_zeros();
@@ -191,7 +260,7 @@ impl Suspects {
 
     fn mark(&mut self, range: Range<usize>) {
         for block in range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES) {
-            if let Some(blocks) = self.blocks.get_mut(block / 64) {
+            if let Some(blocks) = self.0.get_mut(block / 64) {
                 *blocks |= 1 << (block % 64);
             }
         }
@@ -199,9 +268,13 @@ impl Suspects {
 
     /// Whether a part of the text has a mark.
     fn touch(&self, range: &Range<usize>) -> bool {
-        (range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES)).any(|block| {
-            self.blocks.get(block / 64).is_none_or(|blocks| blocks >> (block % 64) & 1 == 1)
-        })
+        let first = range.start / BLOCK_BYTES;
+        let last = range.end.saturating_sub(1).max(range.start) / BLOCK_BYTES;
+        let has = |block: usize| {
+            self.0.get(block / 64).is_none_or(|blocks| blocks >> (block % 64) & 1 == 1)
+        };
+        // Most strings are in one block or two.
+        has(first) || has(last) || last - first > 1 && (first + 1..last).any(has)
     }
 }
 
@@ -214,10 +287,14 @@ mod tests {
     fn found(words: &[&[u8]], text: &str) -> Vec<usize> {
         let words: Vec<_> = words
             .iter()
-            .map(|text| Keyword { text: text.to_vec(), exact: false, needs_user: false })
+            .map(|text| Keyword { text: text.to_vec(), exact: false, context: Context::Any })
             .collect();
         let mut found = Vec::new();
-        Keywords::new(&words).unwrap().each(text.as_bytes(), |at| found.push(at));
+        Keywords::new(&words).unwrap().each(text.as_bytes(), |at, context| {
+            if context == Context::Any {
+                found.push(at);
+            }
+        });
         found.sort_unstable();
         found.dedup();
         found
@@ -242,7 +319,7 @@ mod tests {
                 let text = format!("{}long-keyword{}", "x".repeat(before), "y".repeat(after));
                 assert_eq!(found(&[b"LONG-keyword"], &text), [before + 11]);
                 let keyword =
-                    Keyword { text: b"long-keyword".to_vec(), exact: true, needs_user: false };
+                    Keyword { text: b"long-keyword".to_vec(), exact: true, context: Context::Any };
                 let keywords = Keywords::new(&[keyword]).unwrap();
                 let ranges = keywords.ranges(text.as_bytes());
                 let has = |(first, range): &(usize, Range<usize>)| {
@@ -255,9 +332,12 @@ mod tests {
 
     #[test]
     fn conditions_of_keywords_hold() {
-        let keyword =
-            |text: &str, exact, needs_user| Keyword { text: text.into(), exact, needs_user };
-        let all = [keyword("SK", true, false), keyword("ftp://", false, true)];
+        let keyword = |text: &str, exact, context| Keyword { text: text.into(), exact, context };
+        let all = [
+            keyword("SK", true, Context::Any),
+            keyword("ftp://", false, Context::User),
+            keyword("token", false, Context::Assigned),
+        ];
         let keywords = Keywords::new(&all).unwrap();
         for (text, expected) in [
             ("risk", false),
@@ -265,6 +345,8 @@ mod tests {
             ("FTP://a:b@c", true),
             ("ftp://a/b@c ftp://d e@f", false),
             ("ftp://@", true),
+            ("MY_TOKENS_2\" : x", true),
+            ("a token of ours: x", false),
         ] {
             assert_eq!(!keywords.ranges(text.as_bytes()).is_empty(), expected, "{text}");
         }
@@ -272,9 +354,10 @@ mod tests {
 
     #[test]
     fn only_marked_blocks_are_suspicious() {
-        let mut suspects = Suspects { blocks: vec![0; 4] };
-        suspects.mark(130..200);
-        assert!(!suspects.touch(&(0..128)) && !suspects.touch(&(256..900)));
-        assert!(suspects.touch(&(100..129)) && suspects.touch(&(255..256)));
+        let mut blocks = Blocks(vec![0; 4]);
+        blocks.mark(130..200);
+        assert!(!blocks.touch(&(0..128)) && !blocks.touch(&(256..900)));
+        assert!(blocks.touch(&(100..129)) && blocks.touch(&(255..256)));
+        assert_eq!(blocks.marked().collect::<Vec<_>>(), [2, 3]);
     }
 }

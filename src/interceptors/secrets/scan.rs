@@ -11,6 +11,7 @@ use std::{
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
+    assigned,
     baseline::Baseline,
     encodings::{
         Allowance, OVERLAP_BYTES, Of, PART_BYTES, View, byte_lists, long_archives, run_start, runs,
@@ -18,8 +19,8 @@ use super::{
     },
     json_strings::is_of_number,
     layers::Layers,
-    prefilter::{Keyword, Keywords, Suspects},
-    rules::{IllegalRules, Rule, Severity},
+    prefilter::{Context, Keyword, Keywords, Suspects},
+    rules::{IllegalRules, Kind, Rule, Severity},
 };
 
 /// A secret in a text.
@@ -143,6 +144,8 @@ pub(super) struct Scanner {
     prefilter: Keywords,
     /// Rule of each keyword, and the keyword's text if its case counts.
     owners: Vec<(usize, Option<Vec<u8>>)>,
+    /// Rule for members.
+    members: Option<usize>,
     /// Rules without keywords.
     everywhere: Vec<usize>,
     known: Option<AhoCorasick>,
@@ -172,7 +175,7 @@ impl Scanner {
         let mut texts = Vec::new();
         let mut everywhere = Vec::new();
         for (i, rule) in rules.iter().enumerate() {
-            if rule.keywords.is_empty() {
+            if rule.keywords.is_empty() && rule.kind == Kind::Pattern {
                 everywhere.push(i);
             }
             for keyword in &rule.keywords {
@@ -197,7 +200,11 @@ impl Scanner {
             let keyword = |text: &'_ String| Keyword {
                 text: text.clone().into_bytes(),
                 exact: !rule.ignore_case,
-                needs_user: rule.needs_user,
+                context: match rule.kind {
+                    Kind::AnyName => Context::Assigned,
+                    _ if rule.needs_user => Context::User,
+                    _ => Context::Any,
+                },
             };
             rule.keywords.iter().map(keyword)
         });
@@ -209,6 +216,7 @@ impl Scanner {
             keywords,
             prefilter,
             owners,
+            members: rules.iter().position(|rule| rule.kind == Kind::Member),
             everywhere,
             known: exact,
             allowed: Arc::default(),
@@ -232,6 +240,16 @@ impl Scanner {
     /// Action that a rule requires, whatever the default in the settings.
     pub(super) fn action(&self, id: usize) -> Option<super::Action> {
         self.rules.get(id)?.action
+    }
+
+    /// Index of the rule for members with the name of a secret.
+    pub(super) fn of_members(&self) -> Option<usize> {
+        self.members
+    }
+
+    /// Whether a text is not a secret, except if it is a known one.
+    pub(super) fn is_allowed(&self, text: &[u8]) -> bool {
+        self.allowed.has(text)
     }
 
     /// Description of a rule.
@@ -356,7 +374,9 @@ impl Scanner {
             Ok(())
         })?;
         hits.retain_mut(|hit| {
-            let is_value = hit.range.start >= start;
+            // The rule for members is for other names.
+            let of_any_name = self.rules.get(hit.id).is_some_and(|rule| rule.kind == Kind::AnyName);
+            let is_value = hit.range.start >= start && !of_any_name;
             hit.range = hit.range.start.saturating_sub(start)..hit.range.end.saturating_sub(start);
             is_value
         });
@@ -543,6 +563,15 @@ fn search(
     hits: &mut Vec<Hit>,
 ) -> Result<(), Spent> {
     let seen = text.get(..window.end).unwrap_or(text);
+    if rule.kind == Kind::AnyName {
+        let signs = seen.get(window.start..).unwrap_or_default();
+        let signs = memchr::memchr2_iter(b'=', b':', signs).map(|at| window.start + at);
+        let found = signs.filter_map(|sign| assigned::secret_at(text, sign));
+        let found =
+            found.filter(|value| !text.get(value.clone()).is_some_and(|text| allowed.has(text)));
+        hits.extend(found.map(|range| Hit { id: window.rule, range }));
+        return Ok(());
+    }
     // A rule that cannot be applied refuses the text.
     let regex = rule.regex.get().map_err(|_| Spent)?;
     let mut at = window.start;
