@@ -63,13 +63,18 @@ pub(super) fn secret_at(text: &[u8], sign: usize) -> Option<Range<usize>> {
 
 /// Length in bytes of a word of a name that a value can begin with.
 const MIN_WORD_BYTES: usize = 3;
+/// Length in bytes from which the text behind such a word is a key.
+const MAX_ID_BYTES: usize = 24;
 
 /// Whether a value begins with a word of its name, as an id does: `acmeSecret: acme-9hk8tf6c2m`.
 fn is_of_name(name: &str, value: &[u8]) -> bool {
     let is_separator = |b: &u8| matches!(b, b'-' | b'_');
     let (name, value) = (name.to_ascii_lowercase(), value.to_ascii_lowercase());
     let ends = [value.iter().position(is_separator), value.iter().rposition(is_separator)];
-    ends.into_iter().flatten().filter_map(|end| value.get(..end)).any(|start| {
+    let starts = ends.into_iter().flatten().filter_map(|end| value.get(..end));
+    // Some keys begin with the name of their vendor, and are long.
+    let mut starts = starts.filter(|start| value.len() - start.len() < MAX_ID_BYTES);
+    starts.any(|start| {
         start.len() >= MIN_WORD_BYTES && memchr::memmem::find(name.as_bytes(), start).is_some()
     })
 }
