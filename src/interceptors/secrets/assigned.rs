@@ -112,7 +112,10 @@ fn value(text: &[u8], from: usize) -> Option<Range<usize>> {
     let value = value.get(..length)?;
     let is_program = quotes == 0 && value.contains(&b'.');
     let is_end = match rest.get(length) {
-        Some(b) => b.is_ascii_whitespace() || b"\"'`\\,;)}]<>|&.:".contains(b),
+        // A control character is between two parts of a view.
+        Some(b) => {
+            b.is_ascii_whitespace() || b.is_ascii_control() || b"\"'`\\,;)}]<>|&.:".contains(b)
+        }
         None => true,
     };
     // The name of a field: `Set-Cookie: id=…`.

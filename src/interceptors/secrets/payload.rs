@@ -336,7 +336,7 @@ pub(super) fn resolve_handles(
         let name = path.member(raw, MAX_NAME_BYTES).and_then(|name| std::str::from_utf8(name).ok());
         let is_member = name.is_some_and(|name| {
             is_secret(name)
-                && values == [0..shown.len()]
+                && matches!(&values[..], [all] if *all == (0..shown.len()))
                 && assigned::is_member_secret(name, &shown)
         });
         let is_found = |value: &Range<usize>| {

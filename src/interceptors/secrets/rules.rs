@@ -502,7 +502,7 @@ pub(super) fn is_random(value: &[u8]) -> bool {
         && has(u8::is_ascii_alphabetic)
         && !is_words(value)
         && !(is_identifier(value) && 6 * changes(value) <= value.len())
-        && !(changes(value) <= 2 && 2 * in_words(value) >= value.len())
+        && !(changes(value) <= 2 && 5 * in_words(value) >= 2 * value.len())
         // A UUID behind other text is the id of something.
         && (value.len() == UUID_BYTES || !has_uuid(value))
 }
