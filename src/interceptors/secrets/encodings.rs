@@ -102,6 +102,10 @@ pub(super) fn mark_units(raw: &[u8], mark: &mut dyn FnMut(Range<usize>)) {
 
 /// Whether a text without line breaks has a run or a list of bytes.
 pub(super) fn may_encode(text: &[u8]) -> bool {
+    // No list of bytes is shorter either.
+    if text.len() < MIN_BASE64_BYTES {
+        return false;
+    }
     let mut from = 0;
     let mut buffer = Vec::new();
     while let Some(run) = next_of(text, from, BASE64, MIN_BASE64_BYTES) {

@@ -212,6 +212,9 @@ fn member_name(
         (name.len() <= MAX_NAMING_BYTES && is_secret(name)).then(|| name.to_owned())
     };
     let is_element = path.is_element();
+    if suspects.is_some_and(|all| !all.has_names()) {
+        return None;
+    }
     // Of a list, only a random text is a value: lists of names are frequent.
     let of_list = |name: String| if is_element { String::new() } else { name };
     if path.member_key().is_some_and(may_name)

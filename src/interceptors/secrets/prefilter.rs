@@ -199,8 +199,10 @@ impl Keywords {
 /// Parts of a text that can contain a secret.
 pub(super) struct Suspects {
     blocks: Blocks,
-    /// Parts that can be names of secrets.
+    /// Parts that can be names of secrets, and those of `blocks`.
     names: Blocks,
+    /// Whether any part has a mark.
+    has_names: bool,
 }
 
 impl Suspects {
@@ -212,14 +214,20 @@ impl Suspects {
     ) -> Self {
         let mut suspects = Self::none(raw);
         keywords.each(raw, |at, context| {
-            let blocks = match context {
-                Context::Name => &mut suspects.names,
-                _ => &mut suspects.blocks,
-            };
-            blocks.mark(at..at + 1);
+            suspects.names.mark(at..at + 1);
+            match context {
+                Context::Name => suspects.has_names = true,
+                _ => suspects.blocks.mark(at..at + 1),
+            }
         });
-        known.for_each(|range| suspects.blocks.mark(range));
-        mark_units(raw, &mut |range| suspects.blocks.mark(range));
+        let mut mark = |range: Range<usize>| {
+            suspects.names.mark(range.clone());
+            suspects.blocks.mark(range);
+        };
+        known.for_each(&mut mark);
+        mark_units(raw, &mut mark);
+        // A keyword of a rule can be a name, too.
+        suspects.has_names |= suspects.blocks.marked().next().is_some();
         suspects
     }
 
@@ -228,13 +236,18 @@ impl Suspects {
         self.blocks.touch(range) || may_encode(raw.get(range.clone()).unwrap_or_default())
     }
 
+    /// Whether any part of the text can be the name of a secret.
+    pub(super) fn has_names(&self) -> bool {
+        self.has_names
+    }
+
     /// Whether a string or a key of the text can be the name of a secret.
     pub(super) fn may_name(&self, range: &Range<usize>) -> bool {
-        self.names.touch(range) || self.blocks.touch(range)
+        self.has_names && self.names.touch(range)
     }
 
     fn none(text: &[u8]) -> Self {
-        Self { blocks: Blocks::of(text), names: Blocks::of(text) }
+        Self { blocks: Blocks::of(text), names: Blocks::of(text), has_names: false }
     }
 }
 
