@@ -13,6 +13,7 @@
 //! INVARIANTS: neither a verdict nor an error contains a secret or a part of one. The size of the
 //! payload bounds the work and the memory of a scan: what would need more is a fault.
 
+mod assigned;
 mod baseline;
 mod documents;
 mod encodings;
@@ -25,6 +26,7 @@ mod named;
 mod names;
 mod pattern;
 mod payload;
+mod prefilter;
 mod redactor;
 mod rules;
 mod scan;
@@ -336,7 +338,9 @@ impl Secrets {
 
 impl Tables {
     fn new(config: &Config, files: &RuleFiles, registered: &[Known]) -> Result<Self, Invalid> {
-        let all: Vec<_> = rules::built_in()?.iter().chain(&files.rules).collect();
+        let members = rules::Rule::of_members();
+        let all = rules::built_in()?.iter().chain([&members]).chain(&files.rules);
+        let all: Vec<_> = all.collect();
         for id in config.rules.keys() {
             let ids = || all.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
             if !ids().any(|known| known == id) {
@@ -361,17 +365,23 @@ impl Tables {
         }
         let exact: Vec<_> = exact.iter().map(|(id, text)| (id.clone(), text.as_str())).collect();
         let scanner = Scanner::new(rules, &exact)?.without(files.baseline.clone());
-        let table = |default: Action| -> Vec<Action> {
+        let table = |phase: Phase, default: Action| -> Vec<Action> {
             let ids = scanner.ids.iter().enumerate();
             ids.map(|(i, id)| {
                 let key = if scanner.is_known(i) { VAULT } else { id };
                 let own = config.rules.get(key).copied().or(scanner.action(i));
                 let by_severity = || config.severities.get(&scanner.severity(i)).copied();
+                // Tools get passwords as arguments.
+                let default = match (phase, key == rules::MEMBER) {
+                    (Phase::Request, true) => default.min(Action::Report),
+                    _ => default,
+                };
                 own.or_else(|| by_severity().filter(|_| key != VAULT)).unwrap_or(default)
             })
             .collect()
         };
-        let (request, response) = (table(config.request), table(config.response));
+        let request = table(Phase::Request, config.request);
+        let response = table(Phase::Response, config.response);
         Ok(Self { scanner, request, response })
     }
 

@@ -15,7 +15,11 @@ const DIGEST_BYTES: usize = 20;
 
 /// Texts that are not secrets, by their SHA-1.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Baseline(HashSet<[u8; DIGEST_BYTES]>);
+pub(super) struct Baseline {
+    accepted: HashSet<[u8; DIGEST_BYTES]>,
+    /// Texts that a person confirmed as secrets, in any entry of any file.
+    confirmed: HashSet<[u8; DIGEST_BYTES]>,
+}
 
 #[derive(Deserialize)]
 struct File {
@@ -32,11 +36,15 @@ struct Entry {
 impl Baseline {
     /// Whether a text is in the baseline.
     pub(super) fn has(&self, text: &[u8]) -> bool {
-        !self.0.is_empty() && self.0.contains(&<[u8; DIGEST_BYTES]>::from(Sha1::digest(text)))
+        if self.accepted.is_empty() {
+            return false;
+        }
+        let digest = <[u8; DIGEST_BYTES]>::from(Sha1::digest(text));
+        self.accepted.contains(&digest) && !self.confirmed.contains(&digest)
     }
 
-    /// Adds the entries of a file, except those that a person confirmed as secrets. `path` is the
-    /// name in errors.
+    /// Adds the entries of a file. An entry that a person confirmed as a secret precedes others of the
+    /// same text. `path` is the name in errors.
     ///
     /// # Errors
     /// The first part that is not valid.
@@ -54,9 +62,6 @@ impl Baseline {
         let entries = file.results.iter();
         for (name, entry) in entries.flat_map(|(name, all)| all.iter().map(move |one| (name, one)))
         {
-            if entry.is_secret == Some(true) {
-                continue;
-            }
             let mut digest = [0; DIGEST_BYTES];
             if hex::decode_to_slice(&entry.hashed_secret, &mut digest).is_err() {
                 let at = text.find(&entry.hashed_secret).unwrap_or_default();
@@ -64,7 +69,10 @@ impl Baseline {
                 let what = format!("`hashed_secret` of `{}` is not a SHA-1", name.escape_debug());
                 return Err(error(line, what, "create the file with `detect-secrets scan`"));
             }
-            self.0.insert(digest);
+            match entry.is_secret {
+                Some(true) => self.confirmed.insert(digest),
+                _ => self.accepted.insert(digest),
+            };
         }
         Ok(())
     }

@@ -13,6 +13,8 @@
 //! the bytes of all views; what would exceed it is an error. Views are made one after the other, none
 //! much longer than [`PART_BYTES`], so that a large message needs little memory.
 
+use std::ops::Range;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 
 use super::scan::{Budget, Spent};
@@ -32,11 +34,12 @@ pub(super) use allowance::Allowance;
 #[cfg(test)]
 pub(super) use allowance::{BASE_VIEWED_BYTES, VIEWED_FACTOR};
 pub(super) use byte_lists::{MIN_LIST, byte_lists};
-use characters::characters;
+use characters::{characters, is_escape};
 pub(super) use digits::run_start;
+use digits::{BASE64, hex_byte, next_of};
 use lines::lines;
 use quoted_printable::quoted_printable;
-use runs::MIN_BASE64_BYTES;
+use runs::{MIN_BASE64_BYTES, run_may_encode};
 pub(super) use runs::{long_archives, runs};
 pub(super) use view::View;
 
@@ -76,6 +79,46 @@ pub(super) fn views(
     }
     Ok(())
 }
+
+/// Calls `mark` with each unit and each escape of a JSON text, except for line breaks, which are
+/// escapes there.
+pub(super) fn mark_units(raw: &[u8], mark: &mut dyn FnMut(Range<usize>)) {
+    for (at, bytes) in raw.chunks(ASCII_BYTES).enumerate() {
+        if !bytes.is_ascii() {
+            mark(at * ASCII_BYTES..at * ASCII_BYTES + bytes.len());
+        }
+    }
+    for at in memchr::memchr3_iter(b'\\', b'%', b'&', raw) {
+        if raw.get(at..).is_some_and(is_escape) {
+            mark(at..at + 1);
+        }
+    }
+    for at in memchr::memchr_iter(b'=', raw) {
+        if raw.get(at + 1..).is_some_and(|rest| hex_byte(rest).is_some()) {
+            mark(at..at + 1);
+        }
+    }
+}
+
+/// Whether a text without line breaks has a run or a list of bytes.
+pub(super) fn may_encode(text: &[u8]) -> bool {
+    // No list of bytes is shorter either.
+    if text.len() < MIN_BASE64_BYTES {
+        return false;
+    }
+    let mut from = 0;
+    let mut buffer = Vec::new();
+    while let Some(run) = next_of(text, from, BASE64, MIN_BASE64_BYTES) {
+        from = run.end;
+        if run_may_encode(text.get(run).unwrap_or_default(), &mut buffer) {
+            return true;
+        }
+    }
+    byte_lists::ranges(text).next().is_some()
+}
+
+/// Number of bytes that are tested for other characters than ASCII at once.
+const ASCII_BYTES: usize = 64;
 
 /// Base64 and hex of a secret that is too short for a run, or does not look like text in one: at
 /// each of the three places that its first byte can have in a group, without the digits that it

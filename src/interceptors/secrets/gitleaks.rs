@@ -14,7 +14,7 @@ use toml::Spanned;
 use super::{
     encodings::OVERLAP_BYTES,
     pattern::MAX_PATTERN_BYTES,
-    rules::{Group, IllegalRules, Rule, Severity},
+    rules::{Group, IllegalRules, Kind, Rule, Severity},
 };
 
 /// Bytes around a keyword that are searched for a match without a maximum length.
@@ -269,7 +269,9 @@ fn compiled(
         keywords,
         ignore_case: true,
         named: false,
+        kind: Kind::Pattern,
         one_line: false,
+        needs_user: false,
         has_end: false,
         action: None,
         severity: Severity::default(),

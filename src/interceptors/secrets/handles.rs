@@ -22,14 +22,14 @@ use portcullis_protocol::{
 use portcullis_vault::Secret;
 
 /// Limit of the values of one principal and server, and of all.
-const MAX_OF_OWNER: usize = 256;
+pub(super) const MAX_OF_OWNER: usize = 256;
 const MAX_VALUES: usize = 4_096;
 /// Limit of a value in bytes.
 const MAX_VALUE_BYTES: usize = 4 << 10;
 /// Time after its last use after which a value is forgotten.
 const LIFETIME: Duration = Duration::from_secs(3_600);
 /// Numbers of hex digits of a handle: of an ordinary one, and of one whose short form is taken.
-const DIGITS: [usize; 2] = [8, 16];
+pub(super) const DIGITS: [usize; 2] = [8, 16];
 
 /// Handle in a text: its rule and its digits.
 static HANDLE: LazyLock<Option<Regex>> = LazyLock::new(|| {
@@ -78,8 +78,9 @@ impl Handles {
             return None;
         }
         let digits = format!("{:016x}", self.keys.hash_one((owner, value)));
+        let now = Instant::now();
         let mut values = self.values.lock();
-        values.retain(|_, (_, used)| used.elapsed() < LIFETIME);
+        values.retain(|_, (_, used)| now.saturating_duration_since(*used) < LIFETIME);
         for length in DIGITS {
             let key = (owner.clone(), digits.get(..length)?.to_owned());
             if values.get(&key).is_some_and(|(other, _)| other.expose() != value) {
@@ -93,7 +94,7 @@ impl Handles {
             };
             oldest.and_then(|oldest| values.shift_remove_index(oldest));
             let digits = key.1.clone();
-            values.insert(key, (Secret::new(value.to_owned()), Instant::now()));
+            values.insert(key, (Secret::new(value.to_owned()), now));
             return Some(digits);
         }
         None

@@ -1,7 +1,12 @@
 //! Walks the strings of a validated JSON text, with their positions, so that one string can be
 //! changed while every other byte stays.
 
-use std::{borrow::Cow, cell::OnceCell, fmt::Write as _, ops::Range};
+use std::{
+    borrow::Cow,
+    cell::{OnceCell, RefCell},
+    fmt::Write as _,
+    ops::Range,
+};
 
 /// Error: the text is not JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +37,22 @@ pub(super) struct Text<'a> {
     pub role: Role,
 }
 
+/// Range of a string that names another one.
+type Naming = RefCell<Option<Range<usize>>>;
+
 /// Path from the root to a string.
 #[derive(Default)]
 pub(super) struct Path(Vec<Frame>);
 
 enum Frame {
-    Array(usize),
+    Array {
+        index: usize,
+        /// The last string, if it is a name of the element behind it.
+        naming: Naming,
+    },
     Object {
+        /// The last string that is a name of members beside it.
+        naming: Naming,
         /// Key, in the text.
         key: Range<usize>,
         /// The key, decoded once.
@@ -53,16 +67,45 @@ impl Path {
     /// Name of the innermost member, which may be an array. `None` for a long one, with more than
     /// `limit` bytes if each is escaped.
     pub(super) fn member(&self, raw: &[u8], limit: usize) -> Option<&[u8]> {
-        let mut innermost = self.0.iter().rev().take(MAX_ARRAYS + 1);
-        let (key, name) = innermost.find_map(|frame| match frame {
-            Frame::Object { key, name, .. } => Some((key, name)),
-            Frame::Array(_) => None,
-        })?;
+        let (key, name) = self.innermost()?;
         if key.len() > limit.saturating_mul(MAX_ESCAPE_BYTES) {
             return None;
         }
         let decoded = || raw.get(key.clone()).map_or_else(Vec::new, |key| decode(key).into_owned());
         Some(name.get_or_init(decoded))
+    }
+
+    /// Position of the name of the innermost member, which may be an array.
+    pub(super) fn member_key(&self) -> Option<&Range<usize>> {
+        Some(self.innermost()?.0)
+    }
+
+    fn innermost(&self) -> Option<(&Range<usize>, &OnceCell<Vec<u8>>)> {
+        let mut innermost = self.0.iter().rev().take(MAX_ARRAYS + 1);
+        innermost.find_map(|frame| match frame {
+            Frame::Object { key, name, .. } => Some((key, name)),
+            Frame::Array { .. } => None,
+        })
+    }
+
+    /// Stores the position of a string that names the next element, or members beside it. Replaces
+    /// that of the string before.
+    pub(super) fn set_naming(&self, name: Option<Range<usize>>) {
+        if let Some(Frame::Array { naming, .. } | Frame::Object { naming, .. }) = self.0.last() {
+            naming.replace(name);
+        }
+    }
+
+    /// Whether it is an element of an array.
+    pub(super) fn is_element(&self) -> bool {
+        matches!(self.0.last(), Some(Frame::Array { .. }))
+    }
+
+    /// Position of a string that names this one.
+    pub(super) fn naming(&self) -> Option<Range<usize>> {
+        match self.0.last()? {
+            Frame::Array { naming, .. } | Frame::Object { naming, .. } => naming.borrow().clone(),
+        }
     }
 
     /// Whether it is below a member of the outermost object.
@@ -80,7 +123,7 @@ impl Path {
         let mut out = String::new();
         for frame in &self.0 {
             match frame {
-                Frame::Array(index) => {
+                Frame::Array { index, .. } => {
                     let _ = write!(out, "/{index}");
                 }
                 Frame::Object { hidden: true, .. } => out.push_str("/[redacted]"),
@@ -116,29 +159,34 @@ pub(super) fn each_text<'a, E: From<Malformed>>(
         match byte {
             b'{' => {
                 path.0.push(Frame::Object {
+                    naming: Naming::default(),
                     key: 0..0,
                     name: OnceCell::new(),
                     hidden: false,
                     expects_key: true,
                 });
             }
-            b'[' => path.0.push(Frame::Array(0)),
+            b'[' => path.0.push(Frame::Array { index: 0, naming: Naming::default() }),
             b'}' | b']' => match (byte, path.0.pop()) {
-                (b'}', Some(Frame::Object { .. })) | (b']', Some(Frame::Array(_))) => {}
+                (b'}', Some(Frame::Object { .. })) | (b']', Some(Frame::Array { .. })) => {}
                 _ => return Err(Malformed.into()),
             },
             b',' => match path.0.last_mut() {
-                Some(Frame::Array(index)) => *index += 1,
+                Some(Frame::Array { index, .. }) => *index += 1,
                 Some(Frame::Object { expects_key, .. }) => *expects_key = true,
                 None => return Err(Malformed.into()),
             },
             b'"' => {
-                let end = string_end(raw, at).ok_or(Malformed)?;
-                let span = at..end;
-                at = end + 1;
-                let decoded = decode(raw.get(span.clone()).unwrap_or_default());
+                let first = raw.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest));
+                let first = at + first.ok_or(Malformed)?;
+                let is_plain = raw.get(first) == Some(&b'"');
+                let end = if is_plain { Some(first) } else { string_end(raw, first) };
+                let span = at..end.ok_or(Malformed)?;
+                at = span.end + 1;
+                let text = raw.get(span.clone()).unwrap_or_default();
+                let decoded = if is_plain { Cow::Borrowed(text) } else { decode(text) };
                 let key_here = match path.0.last_mut() {
-                    Some(Frame::Object { key, name, hidden, expects_key }) if *expects_key => {
+                    Some(Frame::Object { key, name, hidden, expects_key, .. }) if *expects_key => {
                         (*key, *hidden, *expects_key) = (span.clone(), true, false);
                         *name = OnceCell::new();
                         true
@@ -276,7 +324,8 @@ fn hex4(raw: &[u8]) -> Option<u32> {
     u32::from_str_radix(digits, 16).ok()
 }
 
-fn decode(raw: &[u8]) -> Cow<'_, [u8]> {
+/// Content of a string.
+pub(super) fn decode(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
         return Cow::Borrowed(raw);
     }

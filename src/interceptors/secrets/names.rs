@@ -14,8 +14,8 @@ use std::sync::LazyLock;
 use aho_corasick::AhoCorasick;
 
 use self::words::{
-    ABOUT, COUNTED, HARMLESS_TOKENS, JOINED, NAMING_KEYS, NEUTRAL, PINS, STEMS, STRONG, TERMS,
-    VALUE_KEYS,
+    ABOUT, COUNTED, HARMLESS_TOKENS, JOINED, NAMING_KEYS, NEUTRAL, PASSWORDS, PINS, STEMS, STRONG,
+    TERMS, VALUE_KEYS,
 };
 
 /// Number of bytes of a name that are checked, from its end.
@@ -48,6 +48,17 @@ pub(super) fn is_secret(name: &str) -> bool {
     let end = words.iter().rposition(|word| !NEUTRAL.contains(word)).map_or(0, |last| last + 1);
     let judged = words.get(..end).unwrap_or_default();
     ends_with_term(judged) || (!about && holds_strong_term(&words))
+}
+
+/// Whether a name of a secret is that of a password, which a person may have chosen.
+pub(super) fn is_password(name: &str) -> bool {
+    let words = words(end_of(name));
+    words.iter().any(|word| PASSWORDS.iter().any(|part| word.contains(part)))
+}
+
+/// Parts of a name that may contain that of a secret.
+pub(super) fn stems() -> &'static [&'static str] {
+    STEMS
 }
 
 /// Whether a key is that of a member which names another member beside it.

@@ -7,8 +7,11 @@ use portcullis_vault::Secret;
 use serde::de::IgnoredAny;
 
 use super::{
-    Action,
-    json_strings::{Malformed, Role, each_text, locate},
+    Action, assigned,
+    handles::MAX_OF_OWNER,
+    json_strings::{Malformed, Path, Role, Text, decode, each_text, locate},
+    names::{is_named_by_another, is_secret, names_another},
+    prefilter::Suspects,
     scan::{Budget, Hit, MAX_NAME_BYTES, Scanner, Spent},
 };
 
@@ -97,16 +100,34 @@ pub(super) fn inspect_within(
 ) -> Result<Report, Unscanned> {
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
+    let suspects = scanner.suspects(raw);
+    let members = scanner.of_members();
     each_text::<Unscanned>(raw, |path, text| {
+        let is_suspicious =
+            |part: &Range<usize>| suspects.as_ref().is_none_or(|all| all.has(raw, part));
+        let is_named = text.role == Role::Value && path.member_key().is_some_and(is_suspicious);
+        let member = members.and_then(|id| {
+            let name = member_name(raw, path, &text, suspects.as_ref())?;
+            let is_secret = assigned::is_member_secret(&name, &text.decoded)
+                && !scanner.is_allowed(&text.decoded);
+            is_secret.then(|| Hit { id, range: 0..text.decoded.len() })
+        });
+        if member.is_none() && !is_named && !is_suspicious(&text.span) {
+            budget.decoded.earn(text.span.len());
+            return Ok(false);
+        }
         let mut hits = match text.role {
             Role::Numbers => scanner.scan_numbers(&text.decoded, budget)?,
             Role::Key | Role::Value => scanner.scan(&text.decoded, budget)?,
         };
-        if text.role == Role::Value
+        if is_named
             && Scanner::may_be_named(&text.decoded)
             && let Some(name) = path.member(raw, MAX_NAME_BYTES)
         {
             hits.extend(scanner.scan_member(name, &text.decoded, budget)?);
+        }
+        if hits.is_empty() {
+            hits.extend(member);
         }
         if hits.is_empty() {
             return Ok(false);
@@ -171,6 +192,56 @@ pub(super) fn inspect_within(
     Ok(report)
 }
 
+/// Limit in bytes of a string that names another one.
+const MAX_NAMING_BYTES: usize = 128;
+
+/// Name of a secret that a string is the value of: that of its member, of a member before it, or the
+/// element before it. Remembers strings that name others.
+fn member_name(
+    raw: &[u8],
+    path: &Path,
+    text: &Text<'_>,
+    suspects: Option<&Suspects>,
+) -> Option<String> {
+    if text.role != Role::Value {
+        return None;
+    }
+    let may_name = |part: &Range<usize>| suspects.is_none_or(|all| all.may_name(part));
+    let secret_name = |bytes: &[u8]| {
+        let name = std::str::from_utf8(bytes.strip_prefix(b"--").unwrap_or(bytes)).ok()?;
+        (name.len() <= MAX_NAMING_BYTES && is_secret(name)).then(|| name.to_owned())
+    };
+    let is_element = path.is_element();
+    if suspects.is_some_and(|all| !all.has_names()) {
+        return None;
+    }
+    // Of a list, only a random text is a value: lists of names are frequent.
+    let of_list = |name: String| if is_element { String::new() } else { name };
+    if path.member_key().is_some_and(may_name)
+        && let Some(name) = path.member(raw, MAX_NAME_BYTES)
+        && let Some(name) = secret_name(name)
+    {
+        return Some(of_list(name));
+    }
+    let is_name = text.span.len() <= MAX_NAMING_BYTES && may_name(&text.span);
+    let naming = path.naming();
+    if !is_name && naming.is_none() {
+        return None;
+    }
+    let key = path.member(raw, MAX_NAME_BYTES).and_then(|key| std::str::from_utf8(key).ok());
+    let names = is_element || key.is_some_and(names_another);
+    let is_named = is_element || key.is_some_and(is_named_by_another);
+    if names {
+        let is_name = is_name && secret_name(&text.decoded).is_some();
+        if is_name || is_element {
+            path.set_naming(is_name.then(|| text.span.clone()));
+        }
+    }
+    let naming = decode(raw.get(naming.filter(|_| is_named)?)?);
+    let name = secret_name(&naming)?;
+    Some(if naming.starts_with(b"-") { name } else { of_list(name) })
+}
+
 /// Whether a text is JSON and would not be JSON with marks in place of these ranges: a known secret
 /// can be a number there, or span two strings.
 fn breaks_json(text: &[u8], ranges: &[Range<usize>]) -> bool {
@@ -216,10 +287,13 @@ fn join(mut hits: Vec<Hit>, actions: &[Action]) -> Vec<(Hit, Action)> {
 fn splice(scanner: &Scanner, raw: &[u8], cuts: &[Cut], handle: Option<&MakeHandle<'_>>) -> Bytes {
     let mut out = Vec::with_capacity(raw.len());
     let mut at = 0;
+    // More handles than are kept for one owner would displace each other.
+    let mut left = MAX_OF_OWNER;
     for Cut { range, id, quote, secret } in cuts {
         out.extend_from_slice(raw.get(at..range.start).unwrap_or_default());
         let name = scanner.ids.get(*id).map_or("", String::as_str);
-        let digits = secret.as_deref().and_then(|secret| handle?(*id, secret));
+        let digits = secret.as_deref().filter(|_| left > 0).and_then(|secret| handle?(*id, secret));
+        left -= usize::from(digits.is_some());
         // Ids contain nothing that JSON would escape.
         let mark = match digits {
             Some(digits) => format!("[secret:{name}:{digits}]"),
@@ -261,11 +335,18 @@ pub(super) fn resolve_handles(
         }
         shown.extend_from_slice(text.decoded.get(at..).unwrap_or_default());
         let hits = scanner.scan(&shown, &mut budget)?;
+        // Records redact such a member as a whole.
+        let name = path.member(raw, MAX_NAME_BYTES).and_then(|name| std::str::from_utf8(name).ok());
+        let is_member = name.is_some_and(|name| {
+            is_secret(name)
+                && matches!(&values[..], [all] if *all == (0..shown.len()))
+                && assigned::is_member_secret(name, &shown)
+        });
         let is_found = |value: &Range<usize>| {
             let covers = |hit: &Hit| hit.range.start <= value.start && value.end <= hit.range.end;
             hits.iter().any(covers)
         };
-        if !values.iter().all(is_found) {
+        if !is_member && !values.iter().all(is_found) {
             return Ok(false);
         }
         let ranges: Vec<_> = handles.iter().map(|(range, _)| range.clone()).collect();

@@ -10,7 +10,7 @@ use regex_syntax::hir::{Hir, HirKind};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{gitleaks::AllowList, pattern::Pattern};
+use super::{assigned, gitleaks::AllowList, pattern::Pattern};
 
 /// Built-in rules.
 pub(super) const BUILT_IN: &str = include_str!("rules.toml");
@@ -30,6 +30,8 @@ pub(super) fn built_in() -> Result<&'static [Rule], IllegalRules> {
 
 /// Limit in bytes of the part of a secret whose entropy counts.
 const MAX_ENTROPY_BYTES: usize = 128;
+/// Limit in bytes of the text on each side of a match that counts as its line, for allowlists.
+const MAX_LINE_BYTES: usize = 256;
 /// Limit in bytes around a keyword for the longest match of a rule.
 const MAX_REACH_BYTES: usize = 1 << 20;
 
@@ -59,11 +61,20 @@ pub(super) struct Source {
     /// word for secrets, such as `twitter_api_key`. For formats without a prefix of their own.
     #[serde(default)]
     pub named: bool,
+    /// Whether the rule is for random values of any name of a secret, without a regex. `keywords` are
+    /// parts of such names.
+    #[serde(default)]
+    pub any_name: bool,
     /// Whether a match may not continue on the next line. For URLs, which the text of the next line
     /// could continue.
     #[serde(default)]
     pub one_line: bool,
+    /// Whether keywords are schemes of URLs, and a match has a user and a password. The regex then runs
+    /// only behind schemes with a user.
+    #[serde(default)]
+    pub needs_user: bool,
     /// Regex of the match. Its first group, or all of it, is the secret.
+    #[serde(default)]
     pub regex: String,
     /// For a regex without a longest match: number of bytes after the keyword that are searched.
     #[serde(default)]
@@ -177,8 +188,12 @@ pub(super) struct Rule {
     pub ignore_case: bool,
     /// Whether a match is a value after its name.
     pub named: bool,
+    /// Where the rule finds secrets.
+    pub kind: Kind,
     /// Whether a match is on one line.
     pub one_line: bool,
+    /// Whether a keyword counts only in front of the user of a URL.
+    pub needs_user: bool,
     /// Whether the format has a line at its end.
     pub has_end: bool,
     pub severity: Severity,
@@ -199,6 +214,20 @@ pub(super) struct Rule {
     /// Matches that are not secrets.
     pub allowed: Vec<Arc<AllowList>>,
 }
+
+/// Texts that a rule is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Matches of its regex.
+    Pattern,
+    /// Random values that a text assigns to any name of a secret.
+    AnyName,
+    /// Members, elements and arguments with the name of a secret.
+    Member,
+}
+
+/// Id of the rule of [`Kind::Member`].
+pub(super) const MEMBER: &str = "named-member";
 
 /// Part of a match that is the secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,6 +264,9 @@ impl Rule {
             let mut parser = regex_syntax::ParserBuilder::new().unicode(false).utf8(false).build();
             parser.parse(pattern).map_err(|error| illegal(format!("`{key}`: {error}")))
         };
+        if source.any_name != source.regex.is_empty() {
+            return Err(illegal("`any-name` excludes `regex`, and others need it".into()));
+        }
         // A value of its own would be part of the pattern around it.
         parse("regex", &source.regex)?;
         let pattern = source.pattern();
@@ -253,6 +285,7 @@ impl Rule {
                 return Err(illegal("the regex has no longest match: set `reach`".into()));
             }
         };
+        let reach = if source.any_name { assigned::REACH_BYTES } else { reach };
         if reach > MAX_REACH_BYTES {
             return Err(illegal(format!("a match can reach further than {MAX_REACH_BYTES} bytes")));
         }
@@ -260,9 +293,11 @@ impl Rule {
             id: source.id.clone(),
             description: source.description.clone(),
             keywords: source.keywords.clone(),
-            ignore_case: source.ignore_case || source.named,
+            ignore_case: source.ignore_case || source.named || source.any_name,
             named: source.named,
-            one_line: source.one_line || source.named,
+            kind: if source.any_name { Kind::AnyName } else { Kind::Pattern },
+            one_line: source.one_line || source.named || source.any_name,
+            needs_user: source.needs_user,
             has_end: source.regex.contains("-----END"),
             severity: source.severity,
             action: source.action,
@@ -281,6 +316,34 @@ impl Rule {
             unless: source.unless.clone().map(Pattern::new),
             allowed: Vec::new(),
         })
+    }
+
+    /// Rule for members by their names. It has no texts of its own.
+    pub(super) fn of_members() -> Self {
+        Self {
+            id: MEMBER.to_owned(),
+            description: "Value of a member, an element or an argument with the name of a secret"
+                .into(),
+            keywords: Vec::new(),
+            ignore_case: true,
+            named: false,
+            kind: Kind::Member,
+            one_line: true,
+            needs_user: false,
+            has_end: false,
+            severity: Severity::Medium,
+            action: None,
+            before: 0,
+            after: 0,
+            retries_within: false,
+            shortest: usize::MAX,
+            regex: Pattern::new(String::new()),
+            group: Group::Whole,
+            entropy: None,
+            check: None,
+            unless: None,
+            allowed: Vec::new(),
+        }
     }
 
     /// Range of the secret in a match.
@@ -305,10 +368,13 @@ impl Rule {
         if self.allowed.is_empty() {
             return false;
         }
-        let before = text.get(..matched.start).unwrap_or_default();
-        let after = text.get(matched.end..).unwrap_or_default();
-        let start = memchr::memrchr(b'\n', before).map_or(0, |end| end + 1);
-        let end = memchr::memchr(b'\n', after).map_or(text.len(), |length| matched.end + length);
+        // A line may be as long as the text, and have many matches.
+        let first = matched.start.saturating_sub(MAX_LINE_BYTES);
+        let last = text.len().min(matched.end + MAX_LINE_BYTES);
+        let before = text.get(first..matched.start).unwrap_or_default();
+        let after = text.get(matched.end..last).unwrap_or_default();
+        let start = memchr::memrchr(b'\n', before).map_or(first, |end| first + end + 1);
+        let end = memchr::memchr(b'\n', after).map_or(last, |length| matched.end + length);
         let part = |range: Range<usize>| text.get(range).unwrap_or_default();
         let (line, all) = (part(start..end), part(matched.clone()));
         self.allowed.iter().any(|list| list.allows(all, part(secret.clone()), line))
@@ -425,21 +491,63 @@ fn is_words(text: &[u8]) -> bool {
     if entropy(text) < least {
         return true;
     }
-    // Digits are spread in a random text, and at the ends of words in an identifier.
+    let one_case = !has(u8::is_ascii_lowercase) || !has(u8::is_ascii_uppercase);
+    10 * changes(text) <= text.len() && (one_case || 3 * in_words(text) >= 2 * text.len())
+}
+
+/// Whether a value looks random: digits and letters mixed, no words, no identifier.
+pub(super) fn is_random(value: &[u8]) -> bool {
+    let has = |test: fn(&u8) -> bool| value.iter().any(test);
+    has(u8::is_ascii_digit)
+        && has(u8::is_ascii_alphabetic)
+        && !is_words(value)
+        && !(is_identifier(value) && 6 * changes(value) <= value.len())
+        && !(changes(value) <= 2 && 5 * in_words(value) >= 2 * value.len())
+        // A UUID behind other text is the id of something.
+        && (value.len() == UUID_BYTES || !has_uuid(value))
+}
+
+/// Whether a text has letters and digits only, capitals and small ones, and is not made of words.
+pub(super) fn is_mixed(value: &[u8]) -> bool {
+    let has = |test: fn(&u8) -> bool| value.iter().any(test);
+    has(u8::is_ascii_lowercase)
+        && has(u8::is_ascii_uppercase)
+        && value.iter().all(u8::is_ascii_alphanumeric)
+        && !is_words(value)
+        && 4 * in_words(value) <= value.len()
+}
+
+/// Length of a UUID in bytes.
+const UUID_BYTES: usize = 36;
+
+/// Number of characters of one value, or in the order of the alphabet, that no random text has.
+const SEQUENCE: usize = 6;
+
+/// Whether a text has characters in a row, as `012345`, or the same one several times.
+pub(super) fn has_sequence(text: &[u8]) -> bool {
+    [0, 1].into_iter().any(|step| {
+        let mut length = 1;
+        text.windows(2).any(|pair| {
+            let follows = matches!(pair, [a, b] if a.wrapping_add(step) == *b);
+            length = if follows { length + 1 } else { 1 };
+            length >= SEQUENCE
+        })
+    })
+}
+
+/// Number of digits beside letters. Digits are spread in a random text, and at the ends of words in an
+/// identifier.
+fn changes(text: &[u8]) -> usize {
     let kind = |byte: &u8| match byte {
         b'0'..=b'9' => Some(true),
         byte if byte.is_ascii_alphabetic() => Some(false),
         _ => None,
     };
-    let changes = text
-        .windows(2)
-        .filter(|pair| match pair {
-            [a, b] => kind(a).zip(kind(b)).is_some_and(|(a, b)| a != b),
-            _ => false,
-        })
-        .count();
-    let one_case = !has(u8::is_ascii_lowercase) || !has(u8::is_ascii_uppercase);
-    10 * changes <= text.len() && (one_case || 3 * in_words(text) >= 2 * text.len())
+    let is_change = |pair: &&[u8]| match pair {
+        [a, b] => kind(a).zip(kind(b)).is_some_and(|(a, b)| a != b),
+        _ => false,
+    };
+    text.windows(2).filter(is_change).count()
 }
 
 /// Number of bytes in words: three and more small letters after at most one capital, or four and
@@ -470,7 +578,7 @@ fn is_identifier(text: &[u8]) -> bool {
 
 /// Whether a text has a UUID.
 fn has_uuid(text: &[u8]) -> bool {
-    text.windows(36).any(|text| {
+    text.windows(UUID_BYTES).any(|text| {
         text.iter().enumerate().all(|(at, byte)| match at {
             8 | 13 | 18 | 23 => *byte == b'-',
             _ => byte.is_ascii_hexdigit(),

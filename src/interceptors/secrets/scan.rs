@@ -11,6 +11,7 @@ use std::{
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::{
+    assigned,
     baseline::Baseline,
     encodings::{
         Allowance, OVERLAP_BYTES, Of, PART_BYTES, View, byte_lists, long_archives, run_start, runs,
@@ -18,7 +19,8 @@ use super::{
     },
     json_strings::is_of_number,
     layers::Layers,
-    rules::{IllegalRules, Rule, Severity},
+    prefilter::{Context, Keyword, Keywords, Suspects},
+    rules::{IllegalRules, Kind, Rule, Severity},
 };
 
 /// A secret in a text.
@@ -139,8 +141,11 @@ pub(super) struct Spent;
 pub(super) struct Scanner {
     rules: Vec<Rule>,
     keywords: AhoCorasick,
+    prefilter: Keywords,
     /// Rule of each keyword, and the keyword's text if its case counts.
     owners: Vec<(usize, Option<Vec<u8>>)>,
+    /// Rule for members.
+    members: Option<usize>,
     /// Rules without keywords.
     everywhere: Vec<usize>,
     known: Option<AhoCorasick>,
@@ -170,7 +175,7 @@ impl Scanner {
         let mut texts = Vec::new();
         let mut everywhere = Vec::new();
         for (i, rule) in rules.iter().enumerate() {
-            if rule.keywords.is_empty() {
+            if rule.keywords.is_empty() && rule.kind == Kind::Pattern {
                 everywhere.push(i);
             }
             for keyword in &rule.keywords {
@@ -191,12 +196,27 @@ impl Scanner {
             })
             .transpose()
             .map_err(unusable)?;
+        let all = rules.iter().flat_map(|rule| {
+            let keyword = |text: &'_ String| Keyword {
+                text: text.clone().into_bytes(),
+                exact: !rule.ignore_case,
+                context: match rule.kind {
+                    Kind::AnyName => Context::Assigned,
+                    _ if rule.needs_user => Context::User,
+                    _ => Context::Any,
+                },
+            };
+            rule.keywords.iter().map(keyword)
+        });
+        let prefilter = Keywords::new(&all.collect::<Vec<_>>())?;
         let ids = rules.iter().map(|rule| &rule.id).chain(known.iter().map(|(name, _)| name));
         let ids: Vec<String> = ids.cloned().collect();
         let shortest = rules.iter().map(|rule| rule.shortest);
         Ok(Self {
             keywords,
+            prefilter,
             owners,
+            members: rules.iter().position(|rule| rule.kind == Kind::Member),
             everywhere,
             known: exact,
             allowed: Arc::default(),
@@ -220,6 +240,16 @@ impl Scanner {
     /// Action that a rule requires, whatever the default in the settings.
     pub(super) fn action(&self, id: usize) -> Option<super::Action> {
         self.rules.get(id)?.action
+    }
+
+    /// Index of the rule for members with the name of a secret.
+    pub(super) fn of_members(&self) -> Option<usize> {
+        self.members
+    }
+
+    /// Whether a text is not a secret, except if it is a known one.
+    pub(super) fn is_allowed(&self, text: &[u8]) -> bool {
+        self.allowed.has(text)
     }
 
     /// Description of a rule.
@@ -271,6 +301,15 @@ impl Scanner {
         }
         dedup(&mut hits);
         Ok(hits)
+    }
+
+    /// Parts of a JSON text that can contain secrets. The others need no scan. `None` if all can.
+    pub(super) fn suspects(&self, raw: &[u8]) -> Option<Suspects> {
+        if !self.everywhere.is_empty() {
+            return None;
+        }
+        let known = self.known.iter().flat_map(|known| known.find_iter(raw));
+        Some(Suspects::of(raw, &self.prefilter, known.map(|found| found.range())))
     }
 
     /// All secrets in the numbers of a JSON text: known ones, and those in lists of bytes. Ranges
@@ -335,7 +374,9 @@ impl Scanner {
             Ok(())
         })?;
         hits.retain_mut(|hit| {
-            let is_value = hit.range.start >= start;
+            // The rule for members is for other names.
+            let of_any_name = self.rules.get(hit.id).is_some_and(|rule| rule.kind == Kind::AnyName);
+            let is_value = hit.range.start >= start && !of_any_name;
             hit.range = hit.range.start.saturating_sub(start)..hit.range.end.saturating_sub(start);
             is_value
         });
@@ -459,6 +500,20 @@ impl Scanner {
         Ok(hits)
     }
 
+    /// Numbers and ranges of the keywords in a text, in the order of their ends.
+    fn keywords_in(&self, text: &[u8]) -> impl Iterator<Item = (usize, Range<usize>)> {
+        self.prefilter.ranges(text).into_iter().flat_map(move |(first, range)| {
+            let part = text.get(first..range.end).unwrap_or_default();
+            let all = self.keywords.find_overlapping_iter(part);
+            let all = all.map(move |found| {
+                let range = first + found.start()..first + found.end();
+                (found.pattern().as_usize(), range)
+            });
+            // Those that end before are in the range before.
+            all.filter(move |(_, found)| found.end > range.start)
+        })
+    }
+
     /// Ranges to try each rule in: around each keyword, with adjacent windows of one rule joined,
     /// so that a rule reads each byte once.
     fn windows(&self, text: &[u8]) -> Vec<Window> {
@@ -467,17 +522,17 @@ impl Scanner {
             all.map(|rule| Window { rule: *rule, start: 0, end: text.len() }).collect();
         // Last window of each rule.
         let mut lasts: Vec<Option<usize>> = Vec::new();
-        for found in self.keywords.find_overlapping_iter(text) {
-            let Some((owner, exact)) = self.owners.get(found.pattern().as_usize()) else {
+        for (keyword, found) in self.keywords_in(text) {
+            let Some((owner, exact)) = self.owners.get(keyword) else {
                 continue;
             };
-            if exact.as_ref().is_some_and(|keyword| text.get(found.range()) != Some(keyword)) {
+            if exact.as_ref().is_some_and(|keyword| text.get(found.clone()) != Some(keyword)) {
                 continue;
             }
             let Some(rule) = self.rules.get(*owner) else { continue };
-            let start = found.start().saturating_sub(rule.before);
+            let start = found.start.saturating_sub(rule.before);
             // One byte more, to see the text that must follow a match.
-            let end = (found.end() + rule.after + 1).min(text.len());
+            let end = (found.end + rule.after + 1).min(text.len());
             if lasts.is_empty() {
                 lasts.resize(self.rules.len(), None);
             }
@@ -508,6 +563,15 @@ fn search(
     hits: &mut Vec<Hit>,
 ) -> Result<(), Spent> {
     let seen = text.get(..window.end).unwrap_or(text);
+    if rule.kind == Kind::AnyName {
+        let signs = seen.get(window.start..).unwrap_or_default();
+        let signs = memchr::memchr2_iter(b'=', b':', signs).map(|at| window.start + at);
+        let found = signs.filter_map(|sign| assigned::secret_at(text, sign));
+        let found =
+            found.filter(|value| !text.get(value.clone()).is_some_and(|text| allowed.has(text)));
+        hits.extend(found.map(|range| Hit { id: window.rule, range }));
+        return Ok(());
+    }
     // A rule that cannot be applied refuses the text.
     let regex = rule.regex.get().map_err(|_| Spent)?;
     let mut at = window.start;
@@ -516,9 +580,9 @@ fn search(
     {
         let matched = found.range();
         let secret = rule.secret(seen, &matched);
-        if seen.get(secret.clone()).is_some_and(|text| rule.accepts(text) && !allowed.has(text))
-            && !rule.is_allowed(text, &matched, &secret)
-        {
+        let accepted =
+            seen.get(secret.clone()).is_some_and(|text| rule.accepts(text) && !allowed.has(text));
+        if accepted && !rule.is_allowed(text, &matched, &secret) {
             // The character after a secret may be the one before the next.
             at = secret.end.max(matched.start + 1);
             hits.push(Hit { id: window.rule, range: secret });

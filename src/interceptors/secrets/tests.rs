@@ -91,13 +91,17 @@ fn every_rule_finds_its_examples_and_no_clean_text() {
             }
             for template in &source.clean {
                 let text = expand(template, &mut seed);
-                assert_eq!(found(&scanner, &text), Vec::<&str>::new(), "{}: {template}", source.id);
+                let mut ids = found(&scanner, &text);
+                // Another rule may find the value by its name.
+                ids.retain(|id| source.any_name || *id != "named-secret");
+                assert_eq!(ids, Vec::<&str>::new(), "{}: {template}", source.id);
             }
         }
         let group = &mut groups[usize::from(source.named)];
         *group = (group.0 + hits, group.1 + all);
         // A short random text can look like words.
-        let least = if source.check == Some(rules::Check::Random) { 80 } else { 100 };
+        let is_random = source.any_name || source.check == Some(rules::Check::Random);
+        let least = if is_random { 80 } else { 100 };
         assert!(100 * hits >= least * all, "{}: {hits} of {all}", source.id);
     }
     for ((hits, all), group) in groups.into_iter().zip(["formats", "values behind a name"]) {

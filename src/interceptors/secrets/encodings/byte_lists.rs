@@ -6,13 +6,16 @@ use super::{
     super::scan::{Budget, Spent},
     Each, OVERLAP_BYTES, PART_BYTES,
     decoded::is_worth,
-    digits::hex_byte,
+    digits::{LIST, hex_byte, next_of},
     runs::Runs,
     view::Builder,
 };
 
 /// Minimum number of bytes of a list.
 pub(in super::super) const MIN_LIST: usize = 12;
+
+/// Minimum length in bytes of a list.
+const MIN_LIST_BYTES: usize = 2 * MIN_LIST - 1;
 
 /// At least [`MIN_LIST`] numbers, with something between them.
 static NUMBERS: LazyLock<Option<regex::bytes::Regex>> = LazyLock::new(|| {
@@ -30,13 +33,30 @@ pub(in super::super) fn byte_lists<'a>(
     each: &'a mut Each<'a>,
 ) -> Result<(), Spent> {
     let mut runs = Runs { builder: Builder::new(text), budget, each };
-    for numbers in NUMBERS.iter().flat_map(|regex| regex.find_iter(text)) {
+    for numbers in ranges(text) {
         for number in [hex_number, decimal_number] {
             let mut list = List { runs: &mut runs, range: 0..0, bytes: Vec::new() };
-            list.read(numbers.as_bytes(), numbers.start(), number)?;
+            list.read(text.get(numbers.clone()).unwrap_or_default(), numbers.start, number)?;
         }
     }
     runs.flush()
+}
+
+/// Ranges of the lists of a text. Most texts have no long part that could be one.
+pub(super) fn ranges(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let mut from = 0;
+    let parts = std::iter::from_fn(move || {
+        let part = next_of(text, from, LIST, MIN_LIST_BYTES)?;
+        from = part.end;
+        Some(part)
+    });
+    parts.flat_map(move |part| {
+        let start = part.start;
+        let found = NUMBERS
+            .iter()
+            .flat_map(move |regex| regex.find_iter(text.get(part.clone()).unwrap_or_default()));
+        found.map(move |found| start + found.start()..start + found.end())
+    })
 }
 
 /// A list under construction.

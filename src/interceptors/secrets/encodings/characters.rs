@@ -69,6 +69,15 @@ pub(super) fn characters(text: &[u8]) -> Option<View> {
     builder.units()
 }
 
+/// Whether a text begins with a percent escape, an HTML entity or a backslash.
+pub(super) fn is_escape(text: &[u8]) -> bool {
+    match text {
+        [b'%', digits @ ..] => hex_byte(digits).is_some(),
+        [b'&', ..] => entity(text).is_some(),
+        _ => true,
+    }
+}
+
 /// Character at the start of a text, if it is UTF-8 there.
 fn first_char(text: &[u8]) -> Option<char> {
     let start = text.get(..text.len().min(4))?;

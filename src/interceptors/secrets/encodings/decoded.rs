@@ -1,60 +1,65 @@
 //! Tells texts among decoded bytes from other data.
 
-use super::{archives::is_archive, digits::base64_digit};
+use super::archives::is_archive;
 
 /// Number of bytes that are tested for text at once.
 const SAMPLE_BYTES: usize = 24;
 
-/// Positions of samples of `size` in a text: each begins in the middle of the one before.
-fn samples(length: usize, size: usize) -> impl Iterator<Item = usize> {
-    let last = length.saturating_sub(size);
-    (0..last).step_by(size / 2).chain([last])
-}
-
-/// Whether decoded bytes have text, or have a known format.
+/// Whether decoded bytes have text, or have a known format: at least two of three bytes of a sample
+/// are printable, or every second one is zero. Each sample begins in the middle of the one before.
 pub(super) fn is_worth(bytes: &[u8]) -> bool {
-    let part = |from: usize| bytes.get(from..bytes.len().min(from + SAMPLE_BYTES));
-    is_packed(bytes)
-        || samples(bytes.len(), SAMPLE_BYTES)
-            .any(|from| looks_like_text(part(from).unwrap_or_default()))
+    if is_packed(bytes) {
+        return true;
+    }
+    if bytes.len() <= SAMPLE_BYTES {
+        return looks_like_text(bytes.len(), counts(bytes));
+    }
+    let (halves, rest) = bytes.as_chunks::<{ SAMPLE_BYTES / 2 }>();
+    let mut before = (0, 0);
+    for (at, half) in halves.iter().enumerate() {
+        let here = counts(half);
+        if at > 0 && looks_like_text(SAMPLE_BYTES, (before.0 + here.0, before.1 + here.1)) {
+            return true;
+        }
+        before = here;
+    }
+    let last = bytes.last_chunk::<SAMPLE_BYTES>().filter(|_| !rest.is_empty());
+    last.is_some_and(|last| looks_like_text(SAMPLE_BYTES, counts(last)))
 }
 
-/// Whether a base64 text decodes to bytes that have text, or have a known format.
-pub(super) fn sampled(body: &[u8]) -> bool {
-    let part = |from: usize| {
-        let mut bytes = [0; SAMPLE_BYTES];
-        let mut length = 0;
-        let groups = body.get(from / 4 * 4..).unwrap_or_default().chunks_exact(4);
-        for (group, out) in groups.zip(bytes.chunks_exact_mut(3)) {
-            let bits = group
-                .iter()
-                .fold(0, |bits, b| bits << 6 | u32::from(base64_digit(*b).unwrap_or_default()));
-            out.copy_from_slice(bits.to_be_bytes().get(1..).unwrap_or_default());
-            length += 3;
+/// For each byte, whether it is printable, and [`ZERO`] for a zero.
+static KINDS: [u16; 256] = {
+    let mut kinds = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        if matches!(byte as u8, b' '..=b'~' | b'\n' | b'\r' | b'\t') {
+            kinds[byte] = 1;
         }
-        (bytes, length)
-    };
-    let is_text = |(bytes, length): ([u8; SAMPLE_BYTES], usize)| {
-        bytes.get(..length).is_some_and(|bytes| !bytes.is_empty() && looks_like_text(bytes))
-    };
-    is_packed(&part(0).0)
-        || samples(body.len(), SAMPLE_BYTES / 3 * 4).any(|from| is_text(part(from)))
+        byte += 1;
+    }
+    kinds[0] = ZERO;
+    kinds
+};
+/// More than the number of bytes that are counted at once.
+const ZERO: u16 = 1 << 8;
+
+/// Numbers of printable bytes and of zeros among few bytes.
+fn counts(bytes: &[u8]) -> (usize, usize) {
+    let kind = |b: &u8| KINDS.get(usize::from(*b)).copied().unwrap_or(0);
+    let sum: u16 = bytes.iter().map(kind).sum();
+    (usize::from(sum % ZERO), usize::from(sum / ZERO))
+}
+
+fn looks_like_text(length: usize, (printable, zeros): (usize, usize)) -> bool {
+    3 * printable >= 2 * length || is_utf16(length, zeros)
 }
 
 fn is_packed(bytes: &[u8]) -> bool {
     is_archive(bytes) || matches!(bytes, [0xff, 0xfe, ..] | [0xfe, 0xff, ..])
 }
 
-/// Whether at least two of three bytes are printable, or every second one is zero.
-fn looks_like_text(bytes: &[u8]) -> bool {
-    let printable =
-        bytes.iter().filter(|b| matches!(b, b' '..=b'~' | b'\n' | b'\r' | b'\t')).count();
-    3 * printable >= 2 * bytes.len() || is_utf16(bytes)
-}
-
-fn is_utf16(bytes: &[u8]) -> bool {
-    let zeros = bytes.iter().filter(|b| **b == 0).count();
-    bytes.len() >= 8 && 5 * zeros >= 2 * bytes.len()
+fn is_utf16(length: usize, zeros: usize) -> bool {
+    length >= 8 && 5 * zeros >= 2 * length
 }
 
 /// Text of bytes in UTF-16, with a byte order mark or without.
@@ -63,7 +68,9 @@ pub(super) fn utf16(bytes: &[u8]) -> Option<String> {
         [0xfe, 0xff, body @ ..] => (true, body),
         [0xff, 0xfe, body @ ..] => (false, body),
         _ => {
-            let zeros = bytes.get(..bytes.len().min(64)).filter(|start| is_utf16(start))?;
+            let zeros = bytes
+                .get(..bytes.len().min(64))
+                .filter(|start| is_utf16(start.len(), counts(start).1))?;
             (zeros.first() == Some(&0), bytes)
         }
     };

@@ -13,6 +13,8 @@ pub(super) const UPPER: u8 = 8;
 pub(super) const LOWER: u8 = 16;
 pub(super) const LOWER_BASE32: u8 = 32;
 pub(super) const BLANK: u8 = 64;
+/// Of a list of numbers.
+pub(super) const LIST: u8 = 128;
 
 /// Classes of all bytes.
 static CLASSES: [u8; 256] = {
@@ -40,6 +42,14 @@ static CLASSES: [u8; 256] = {
         }
         if b.is_ascii_whitespace() {
             classes[byte] |= BLANK;
+        }
+        if b.is_ascii_hexdigit()
+            || matches!(
+                b,
+                b'x' | b'X' | b' ' | b',' | b':' | b';' | b'.' | b'\t' | b'\r' | b'\n' | b'-'
+            )
+        {
+            classes[byte] |= LIST;
         }
         byte += 1;
     }
@@ -94,15 +104,91 @@ pub(super) struct Alphabet {
     width: u32,
     /// Digits of a group, which begins with the first bit of a byte.
     pub(super) group: usize,
-    digit: fn(u8) -> Option<u8>,
+    /// Value of each byte, or [`NO_DIGIT`].
+    values: [u8; 256],
 }
 
-pub(super) const ALPHABETS: [Alphabet; 4] = [
-    Alphabet { class: HEX, width: 4, group: 2, digit: hex_digit },
-    Alphabet { class: BASE32, width: 5, group: 8, digit: base32_digit },
-    Alphabet { class: LOWER_BASE32, width: 5, group: 8, digit: base32_digit },
-    Alphabet { class: BASE64, width: 6, group: 4, digit: base64_digit },
-];
+/// Value of a byte that is not a digit.
+const NO_DIGIT: u8 = u8::MAX;
+/// Bits that no digit of base64 has, and no digit of hex.
+const NOT_BASE64: u8 = 0xc0;
+const NOT_HEX: u8 = 0xf0;
+
+/// Values of bytes by a function.
+macro_rules! values {
+    ($of:path) => {{
+        let mut values = [NO_DIGIT; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            if let Some(value) = $of(byte as u8) {
+                values[byte] = value;
+            }
+            byte += 1;
+        }
+        values
+    }};
+}
+
+pub(super) static HEX_DIGITS: Alphabet =
+    Alphabet { class: HEX, width: 4, group: 2, values: values!(hex_digit) };
+pub(super) static BASE32_DIGITS: Alphabet =
+    Alphabet { class: BASE32, width: 5, group: 8, values: values!(base32_digit) };
+static LOWER_BASE32_DIGITS: Alphabet =
+    Alphabet { class: LOWER_BASE32, width: 5, group: 8, values: values!(base32_digit) };
+pub(super) static BASE64_DIGITS: Alphabet =
+    Alphabet { class: BASE64, width: 6, group: 4, values: values!(base64_digit) };
+
+pub(super) static ALPHABETS: [&Alphabet; 4] =
+    [&HEX_DIGITS, &BASE32_DIGITS, &LOWER_BASE32_DIGITS, &BASE64_DIGITS];
+
+impl Alphabet {
+    fn value(&self, byte: u8) -> u8 {
+        self.values.get(usize::from(byte)).copied().unwrap_or(NO_DIGIT)
+    }
+
+    /// Replaces the content of `out` by the bytes that digits encode, up to the first other byte.
+    /// Unlike a strict decoder, accepts both alphabets of base64 in one text, and bits after the last
+    /// byte.
+    pub(super) fn decode(&self, digits: &[u8], out: &mut Vec<u8>) {
+        out.clear();
+        out.reserve(digits.len());
+        // Groups of four digits of base64, and of two of hex, are whole bytes.
+        let mut rest = digits;
+        if self.width == 6 {
+            while let Some((&[a, b, c, d], after)) = rest.split_first_chunk::<4>() {
+                let [a, b, c, d] = [a, b, c, d].map(|byte| self.value(byte));
+                if (a | b | c | d) & NOT_BASE64 != 0 {
+                    break;
+                }
+                out.extend_from_slice(&[a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d]);
+                rest = after;
+            }
+        }
+        if self.width == 4 {
+            while let Some((&[a, b], after)) = rest.split_first_chunk::<2>() {
+                let (a, b) = (self.value(a), self.value(b));
+                if (a | b) & NOT_HEX != 0 {
+                    break;
+                }
+                out.push(a << 4 | b);
+                rest = after;
+            }
+        }
+        let (mut bits, mut held) = (0_u32, 0_u32);
+        for &byte in rest {
+            let value = self.value(byte);
+            if value == NO_DIGIT {
+                break;
+            }
+            bits = bits << self.width | u32::from(value);
+            held += self.width;
+            if held >= 8 {
+                held -= 8;
+                out.push((bits >> held) as u8);
+            }
+        }
+    }
+}
 
 /// Reader of the bytes that digits encode, in lines or not.
 #[derive(Clone)]
@@ -121,10 +207,11 @@ impl Read for Digits<'_> {
             if first.is_ascii_whitespace() {
                 continue;
             }
-            let Some(value) = (self.alphabet.digit)(*first) else {
+            let value = self.alphabet.value(*first);
+            if value == NO_DIGIT {
                 self.text = &[];
                 break;
-            };
+            }
             self.bits = self.bits << self.alphabet.width | u32::from(value);
             self.held += self.alphabet.width;
             if self.held >= 8 {
@@ -137,11 +224,16 @@ impl Read for Digits<'_> {
     }
 }
 
-pub(super) fn hex_digit(byte: u8) -> Option<u8> {
-    char::from(byte).to_digit(16).and_then(|value| u8::try_from(value).ok())
+const fn hex_digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    }
 }
 
-pub(super) fn base32_digit(byte: u8) -> Option<u8> {
+const fn base32_digit(byte: u8) -> Option<u8> {
     match byte.to_ascii_uppercase() {
         b @ b'A'..=b'Z' => Some(b - b'A'),
         b @ b'2'..=b'7' => Some(b - b'2' + 26),
@@ -149,7 +241,7 @@ pub(super) fn base32_digit(byte: u8) -> Option<u8> {
     }
 }
 
-pub(super) fn base64_digit(byte: u8) -> Option<u8> {
+const fn base64_digit(byte: u8) -> Option<u8> {
     Some(match byte {
         b'A'..=b'Z' => byte - b'A',
         b'a'..=b'z' => byte - b'a' + 26,
@@ -161,23 +253,6 @@ pub(super) fn base64_digit(byte: u8) -> Option<u8> {
 }
 
 pub(super) fn hex_byte(digits: &[u8]) -> Option<u8> {
-    let digit = |at: usize| digits.get(at).and_then(|b| (*b as char).to_digit(16));
-    u8::try_from(digit(0)? * 16 + digit(1)?).ok()
-}
-
-/// Bytes of a text whose characters are digits of `width` bits. Unlike a strict decoder, accepts
-/// both alphabets of base64 in one text, and bits after the last byte.
-pub(super) fn bits(text: &[u8], width: u32, digit: impl Fn(u8) -> Option<u8>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let (mut bits, mut held) = (0_u32, 0_u32);
-    for &byte in text {
-        let Some(value) = digit(byte) else { break };
-        bits = bits << width | u32::from(value);
-        held += width;
-        if held >= 8 {
-            held -= 8;
-            out.push((bits >> held) as u8);
-        }
-    }
-    out
+    let digit = |at: usize| digits.get(at).and_then(|b| hex_digit(*b));
+    Some(digit(0)? * 16 + digit(1)?)
 }

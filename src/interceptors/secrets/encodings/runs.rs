@@ -1,15 +1,17 @@
 //! Runs of digits: base64, base32 and hex, and what they encode.
 
-use std::{borrow::Cow, io::Read as _, ops::Range};
+use std::{borrow::Cow, io::Read as _, ops::Range, sync::LazyLock};
+
+use memchr::memmem::Finder;
 
 use super::{
     super::scan::{Budget, Spent},
     Each, OVERLAP_BYTES, PART_BYTES,
     archives::is_archive,
-    decoded::{is_worth, sampled, utf16},
+    decoded::{is_worth, utf16},
     digits::{
-        ALPHABETS, Alphabet, BASE32, BASE64, BLANK, Digits, HEX, LOWER, LOWER_BASE32, UPPER,
-        base32_digit, base64_digit, bits, class, hex_digit, next_of, run_end,
+        ALPHABETS, Alphabet, BASE32, BASE32_DIGITS, BASE64, BASE64_DIGITS, BLANK, Digits, HEX,
+        HEX_DIGITS, LOWER, LOWER_BASE32, UPPER, class, next_of, run_end,
     },
     view::Builder,
 };
@@ -50,6 +52,7 @@ pub(in super::super) fn runs<'a>(
 ) -> Result<(), Spent> {
     let mut runs = Runs { builder: Builder::new(text), budget, each };
     let mut from = 0;
+    let mut buffer = Vec::new();
     while let Some(run) = next_run(text, from) {
         from = run.end;
         for piece in pieces(text, &run) {
@@ -58,7 +61,7 @@ pub(in super::super) fn runs<'a>(
                 Some(_) => raw.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect(),
                 None => raw.into(),
             };
-            run_of(&joined, &mut |decoded| runs.add(&piece, decoded))?;
+            run_of(&joined, &mut buffer, &mut |decoded| runs.add(&piece, decoded))?;
         }
     }
     runs.flush()
@@ -80,7 +83,7 @@ pub(in super::super) fn long_archives<'a>(
             continue;
         }
         for piece in pieces(text, &run).into_iter().filter(|piece| piece.len() > OVERLAP_BYTES) {
-            for alphabet in &ALPHABETS {
+            for alphabet in ALPHABETS {
                 runs.long_archives_in(&piece, alphabet)?;
             }
         }
@@ -187,17 +190,18 @@ fn next_line(text: &[u8], at: usize) -> Option<usize> {
 /// alphabets and before each archive.
 fn pieces(text: &[u8], run: &Range<usize>) -> Vec<Range<usize>> {
     let body = text.get(run.clone()).unwrap_or_default();
-    let mut cuts: Vec<usize> = memchr::memmem::find_iter(body, GZIP_IN_BASE64).collect();
+    let mut cuts: Vec<usize> = GZIP.find_iter(body).collect();
     if cuts.iter().all(|cut| *cut == 0) && memchr::memchr(b'\n', body).is_none() {
         return vec![run.clone()];
     }
     let mut at = 0;
     let mut last = None;
+    let mut head = Vec::new();
     for line in body.split_inclusive(|b| *b == b'\n') {
         let digits = line.trim_ascii();
         let kind =
             [HEX, BASE32].into_iter().find(|bit| digits.iter().all(|b| class(*b) & bit != 0));
-        let head = bits(digits.get(..4).unwrap_or_default(), 6, base64_digit);
+        BASE64_DIGITS.decode(digits.get(..4).unwrap_or_default(), &mut head);
         if at > 0 && (last != Some(kind) || is_archive(&head)) {
             cuts.push(at);
         }
@@ -222,7 +226,7 @@ fn pieces(text: &[u8], run: &Range<usize>) -> Vec<Range<usize>> {
 }
 
 /// First bytes of a gzip archive in base64.
-const GZIP_IN_BASE64: &[u8] = b"H4sI";
+static GZIP: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("H4sI"));
 
 /// Name in front of a run that is its value, such as `"api-key": "`; otherwise empty.
 fn name_of(text: &[u8], at: usize) -> Range<usize> {
@@ -238,19 +242,20 @@ fn name_of(text: &[u8], at: usize) -> Range<usize> {
 }
 
 /// Calls `each` with everything that a run may encode.
-fn run_of(run: &[u8], each: &mut dyn FnMut(&[u8]) -> Result<(), Spent>) -> Result<(), Spent> {
+fn run_of(
+    run: &[u8],
+    decoded: &mut Vec<u8>,
+    each: &mut dyn FnMut(&[u8]) -> Result<(), Spent>,
+) -> Result<(), Spent> {
     let body = run.trim_ascii_end();
     let padding = body.iter().rev().take_while(|b| **b == b'=').count();
     let body = body.get(..body.len() - padding).unwrap_or_default();
-    for digits in body.split(|b| class(*b) & HEX == 0) {
-        if digits.len() < MIN_DIGITS_BYTES {
-            continue;
-        }
+    for digits in parts_of(body, HEX) {
         // Letters in front of hex digits, such as `0x` or a name, can look like one more digit.
         for shift in 0..2 {
-            let decoded = bits(digits.get(shift..).unwrap_or_default(), 4, hex_digit);
-            if digits.len() >= LONG_RUN_BYTES || is_worth(&decoded) {
-                each(&decoded)?;
+            HEX_DIGITS.decode(digits.get(shift..).unwrap_or_default(), decoded);
+            if digits.len() >= LONG_RUN_BYTES || is_worth(decoded) {
+                each(decoded)?;
             }
         }
         // A digest is not base64.
@@ -258,29 +263,44 @@ fn run_of(run: &[u8], each: &mut dyn FnMut(&[u8]) -> Result<(), Spent>) -> Resul
             return Ok(());
         }
     }
-    let upper = body.split(|b| class(*b) & BASE32 == 0);
-    let lower = body.split(|b| class(*b) & LOWER_BASE32 == 0);
     // Words in small letters have no digits.
+    let lower = parts_of(body, LOWER_BASE32);
     let lower = lower.filter(|digits| digits.iter().any(u8::is_ascii_digit));
-    for digits in upper.chain(lower).filter(|digits| digits.len() >= MIN_DIGITS_BYTES) {
+    for digits in parts_of(body, BASE32).chain(lower) {
         // Other text in front of the encoded one shifts its groups of eight.
         for shift in 0..8 {
-            let decoded = bits(digits.get(shift..).unwrap_or_default(), 5, base32_digit);
-            if shift == 0 || is_worth(&decoded) {
-                each(&decoded)?;
+            BASE32_DIGITS.decode(digits.get(shift..).unwrap_or_default(), decoded);
+            if shift == 0 || is_worth(decoded) {
+                each(decoded)?;
             }
         }
     }
-    let seen = body.iter().fold(0, |seen, b| seen | class(*b));
-    if body.len() < MIN_BASE64_BYTES || seen & UPPER == 0 || seen & LOWER == 0 {
+    let has = |bit: u8| body.iter().any(|b| class(*b) & bit != 0);
+    if body.len() < MIN_BASE64_BYTES || !has(UPPER) || !has(LOWER) {
         return Ok(());
     }
     // Other text in front of the encoded one shifts its groups of four.
     for shift in 0..4 {
         let body = body.get(shift..).unwrap_or_default();
-        if body.len() >= LONG_RUN_BYTES || sampled(body) {
-            each(&bits(body, 6, base64_digit))?;
+        BASE64_DIGITS.decode(body, decoded);
+        if body.len() >= LONG_RUN_BYTES || is_worth(decoded) {
+            each(decoded)?;
         }
     }
     Ok(())
+}
+
+/// Parts of a run with digits of this class only.
+fn parts_of(body: &[u8], class: u8) -> impl Iterator<Item = &[u8]> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let part = next_of(body, from, class, MIN_DIGITS_BYTES)?;
+        from = part.end;
+        body.get(part)
+    })
+}
+
+/// Whether a run on one line may encode a text.
+pub(super) fn run_may_encode(run: &[u8], decoded: &mut Vec<u8>) -> bool {
+    GZIP.find(run).is_some() || run_of(run, decoded, &mut |_| Err(Spent)).is_err()
 }

@@ -169,6 +169,9 @@ pub(super) const NEUTRAL: &[&str] = &[
 
 /// Last words of a name with a [`STRONG`] term whose value is not the secret.
 pub(super) const ABOUT: &[&str] = &[
+    "digest",
+    "fingerprint",
+    "checksum",
     "id",
     "ids",
     "name",
@@ -400,6 +403,11 @@ pub(super) const STEMS: &[&str] = &[
     "mnemonic",
     "phrase",
     "pin",
+];
+
+/// Parts of the words of names of passwords.
+pub(super) const PASSWORDS: &[&str] = &[
+    "pass", "pwd", "pw", "secret", "cred", "pin", "otp", "cvv", "cvc", "psk", "mnemonic", "phrase",
 ];
 
 /// Keys of a member that names another member beside it, as in a list of headers.

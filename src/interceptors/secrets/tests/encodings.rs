@@ -741,3 +741,31 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn every_secret_is_in_a_suspicious_part_of_its_message() {
+    let scanner = scanner();
+    let mut found = 0;
+    for (source, n) in rules::read(rules::BUILT_IN).unwrap().iter().zip(0..) {
+        let sample = expand(&source.matches[0], &mut Seed::new(n));
+        for (name, encode) in ENCODINGS {
+            let text = encode(&sample);
+            let raw = json!(["a".repeat(80), text, "b".repeat(80)]).to_string();
+            let hits = scanner.scan(text.as_bytes(), &mut Budget::of(text.len())).unwrap();
+            let suspects = scanner.suspects(raw.as_bytes()).unwrap();
+            // The string, and not those beside it.
+            let range = 85..raw.len() - 85;
+            let is_clean = hits.is_empty();
+            assert!(is_clean || suspects.has(raw.as_bytes(), &range), "{} in {name}", source.id);
+            found += usize::from(!is_clean);
+        }
+    }
+    assert!(found > 200 * ENCODINGS.len(), "{found}");
+    let bytes = made("ghp_{base62:30}{crc32}").into_bytes();
+    let raw = json!([bytes, 1]).to_string();
+    let suspects = scanner.suspects(raw.as_bytes()).unwrap();
+    assert!(suspects.has(raw.as_bytes(), &(2..raw.len() - 4)));
+    let raw = json!([1, 2, "The quick brown fox", { "created_at": "2026-07-01" }]).to_string();
+    let suspects = scanner.suspects(raw.as_bytes()).unwrap();
+    assert!(!suspects.has(raw.as_bytes(), &(1..raw.len() - 1)));
+}

@@ -138,7 +138,9 @@ async fn secrets_of_a_baseline_are_not_findings() {
     let entry = |text: &str| json!({ "type": "GitHub Token", "hashed_secret": hash(text) });
     let mut real = entry(&confirmed);
     real["is_secret"] = true.into();
-    let baseline = json!({ "version": "1.5.0", "results": { "a.py": [entry(&known), real] } });
+    // A confirmation in one file precedes the entry of another.
+    let entries = json!({ "a.py": [entry(&known), real], "b.py": [entry(&confirmed)] });
+    let baseline = json!({ "version": "1.5.0", "results": entries });
     let (_directory, path) = file(".secrets.baseline", &baseline.to_string());
     let config = Config { baselines: vec![path.clone()], ..Config::default() };
     let secrets = self::secrets(&config);
@@ -234,6 +236,38 @@ async fn handle_becomes_the_secret_for_its_server_and_principal_only() {
     let both = params(&format!("{handle} {}", token()));
     let verdict = call(&secrets, exchange("a", "one"), &both).await;
     assert!(matches!(verdict.decision, Decision::Refuse(_)));
+}
+
+#[tokio::test]
+async fn every_handle_of_a_message_has_a_value() {
+    let secrets = secrets(&Config { handles: true, ..Config::default() });
+    let mut seed = Seed::new(1);
+    let all: Vec<_> = (0..300).map(|_| expand("ghp_{base62:30}{crc32}", &mut seed)).collect();
+    let verdict = answer(&secrets, exchange("a", "one"), &json!(all)).await;
+    let shown: Vec<String> = serde_json::from_str(replacement(&verdict)).unwrap();
+    let (handles, marks) = shown.split_at(handles::MAX_OF_OWNER);
+    assert!(marks.iter().all(|mark| mark == "[redacted:github-token]"));
+    let params = json!({ "name": "a", "arguments": { "x": handles } });
+    let verdict = call(&secrets, exchange("a", "one"), &params).await;
+    let params = json!({ "name": "a", "arguments": { "x": &all[..handles.len()] } });
+    assert_eq!(replacement(&verdict), params.to_string());
+}
+
+#[test]
+fn allowlist_reads_only_the_text_beside_each_match() {
+    let (_directory, path) = file("gitleaks.toml", RULES);
+    let files = RuleFiles::read(&with_rules(&path)).unwrap();
+    let rule = files.rules.iter().find(|rule| rule.id == "gitleaks:team-key").unwrap();
+    let key = made("tk_{base36:12}docs");
+    let allowed = |before: &str, after: &str| {
+        let text = format!("{before}{key}{after}");
+        let secret = before.len()..before.len() + key.len();
+        rule.is_allowed(text.as_bytes(), &secret, &secret)
+    };
+    assert!(allowed("documentation ", "") && allowed("", " documentation"));
+    assert!(!allowed("documentation\n", "\ndocumentation"));
+    let far = " ".repeat(1 << 20);
+    assert!(!allowed(&format!("documentation{far}"), &format!("{far}documentation")));
 }
 
 #[tokio::test]

@@ -62,7 +62,11 @@ fn every_rule_finds_its_secret_in_every_encoding() {
             // A rule that also finds the plain sample is as good.
             let hits = tables.scanner.scan(sample.as_bytes(), &mut Budget::of(sample.len()));
             let hits = hits.unwrap();
-            let expected = |id: usize| id == own || hits.iter().any(|hit| hit.id == id);
+            // The rule for any name finds a value together with the escape in front of it.
+            let expected = |id: usize| {
+                let is_plain = hits.iter().any(|hit| hit.id == id);
+                id == own || is_plain || tables.scanner.ids[id] == "named-secret"
+            };
             let encoded = encode(&sample);
             let text = format!("(start) | {encoded} | (end)");
             let raw = json!({ "content": [{ "type": "text", "text": text }] }).to_string();
@@ -153,6 +157,24 @@ fn first_group(hir: &Hir) -> Option<&Hir> {
     }
 }
 
+/// Rules of gitleaks, of those that are not held out, whose samples cannot be secrets: tokens without
+/// their checksum, their dot or their last part, JWTs without a header, ids and public keys.
+const NOT_ISSUED: [&str; 13] = [
+    "artifactory-reference-token",
+    "asana-client-id",
+    "aws-amazon-bedrock-api-key-short-lived",
+    "discord-client-id",
+    "flutterwave-public-key",
+    "github-oauth",
+    "github-pat",
+    "github-refresh-token",
+    "jwt",
+    "jwt-base64",
+    "sendgrid-api-token",
+    "slack-app-token",
+    "slack-bot-token",
+];
+
 /// Number of samples of each rule of gitleaks.
 const SAMPLES: usize = 27;
 
@@ -210,6 +232,7 @@ fn recall_of_the_rules_of_gitleaks() {
     let mut shares = BTreeMap::<_, Share>::new();
     let mut missed = Vec::new();
     let mut unsampled = Vec::new();
+    let mut impossible = Share::default();
     for rule in &file.rules {
         let mut own = Share::default();
         for (text, secret) in samples_of(rule) {
@@ -220,6 +243,11 @@ fn recall_of_the_rules_of_gitleaks() {
         }
         if own.all == 0 {
             unsampled.push(rule.id.as_str());
+        }
+        if NOT_ISSUED.iter().any(|id| rule.id.strip_prefix("gitleaks:") == Some(id)) {
+            impossible.found += own.found;
+            impossible.all += own.all;
+            continue;
         }
         let group = (is_named(rule), is_held_out(&rule.id));
         let share = shares.entry(group).or_default();
@@ -234,6 +262,7 @@ fn recall_of_the_rules_of_gitleaks() {
         let share = |is_held_out| shares.get(&(is_named, is_held_out)).copied().unwrap_or_default();
         println!("| {name} | {} | {} |", share(false), share(true));
     }
+    println!("not issued by any vendor, or no secrets: {impossible}");
     println!("without a sample: {unsampled:?}\nmissed: {missed:#?}");
     // All of its rules beside the built-in ones.
     let rules = rules::built_in().unwrap().iter().chain(&file.rules).cloned().collect();

@@ -106,7 +106,9 @@ async fn argument_named_authorization_is_found_with_a_token_only() {
     ] {
         for name in ["authorization", "Authorization"] {
             let raw = json!({ "arguments": { name: value } }).to_string();
-            assert_eq!(request(&secrets, &raw).await, Verdict::pass(), "{value}");
+            let verdict = request(&secrets, &raw).await;
+            assert_eq!(verdict.decision, Decision::Pass, "{value}");
+            assert_eq!(verdict.findings.len(), usize::from(value == made("{hex:40}")), "{value}");
         }
     }
     for value in ["Bearer {base62:32}", "bearer {hex:40}", "Basic {base64raw:40}"] {
@@ -156,4 +158,106 @@ async fn strings_of_a_list_are_not_joined() {
     let text = "{\n  \"authorization\": \"Bearer token\",\n  \"x-allowed-locations\": \"0x0\"\n}";
     let verdict = response(&secrets, &json!([text]).to_string()).await;
     assert_eq!(verdict, Verdict::pass());
+}
+
+/// Names of secrets as members have them.
+const NAMES: [&str; 36] = [
+    "password",
+    "Password",
+    "passwd",
+    "pwd",
+    "db_password",
+    "dbPassword",
+    "userPassword",
+    "admin-password",
+    "passphrase",
+    "secret",
+    "clientSecret",
+    "client_secret",
+    "app_secret",
+    "webhookSecret",
+    "SECRET_KEY",
+    "secretAccessKey",
+    "token",
+    "accessToken",
+    "access_token",
+    "refresh_token",
+    "id_token",
+    "authToken",
+    "bearerToken",
+    "sessionToken",
+    "personal_access_token",
+    "apiKey",
+    "api_key",
+    "API_KEY",
+    "x-api-key",
+    "apikey",
+    "private_key",
+    "encryptionKey",
+    "signing_key",
+    "credentials",
+    "authorization",
+    "cookie",
+];
+
+#[tokio::test]
+async fn value_is_found_by_the_name_of_its_member_or_neighbour() {
+    let secrets = secrets(&Config::default());
+    let scrubber = Scrubber::new(&[]).unwrap();
+    let mark = "[redacted:named-member]";
+    let places: [fn(&str, &str) -> Value; 6] = [
+        |name, value| json!({ "n": 1, name: value, "b": "c" }),
+        |name, value| json!({ "a": [{ name: [value] }] }),
+        |name, value| json!({ "headers": [{ "name": name, "value": value }] }),
+        |name, value| json!({ "env": [["PATH", "/bin"], [name, value]] }),
+        |name, value| json!({ "args": ["-v", format!("--{name}"), value, "x"] }),
+        |name, value| json!({ "text": json!({ "a": { name: value } }).to_string() }),
+    ];
+    let mut found = 0;
+    for (name, n) in NAMES.into_iter().zip(0..) {
+        let value = expand("{base62:23}{digits:1}", &mut Seed::new(n));
+        for place in places {
+            let raw = place(name, &value).to_string();
+            let verdict = response(&secrets, &raw).await;
+            assert!(matches!(verdict.decision, Decision::Replace(_)), "{raw}");
+            let shown = replacement(&verdict);
+            assert!(!shown.contains(&value), "{raw}");
+            serde_json::from_str::<Value>(shown).unwrap();
+            let verdict = request(&secrets, &raw).await;
+            assert!(!verdict.findings.is_empty(), "{raw}");
+            let redacted = scrubber.redact(raw.as_bytes()).unwrap();
+            assert!(!redacted.body.to_string().contains(&value), "{raw}");
+            found += 1;
+        }
+        // An argument is reported: tools need it.
+        let raw = json!({ "name": "x", "arguments": { name: value } }).to_string();
+        let verdict = request(&secrets, &raw).await;
+        assert_eq!(verdict.decision, Decision::Pass);
+        let effects: Vec<_> = verdict.findings.iter().map(|finding| finding.effect).collect();
+        assert_eq!(effects, [Effect::Reported], "{raw}");
+    }
+    assert_eq!(found, 6 * NAMES.len());
+    let short = made("hunter{digits:2}");
+    let raw = json!({ "password": short, "token": "v2", "auth": "oauth2", "pin": "pinned" });
+    let verdict = response(&secrets, &raw.to_string()).await;
+    let shown = json!({ "password": mark, "token": "v2", "auth": "oauth2", "pin": "pinned" });
+    assert_eq!(replacement(&verdict), shown.to_string());
+}
+
+#[tokio::test]
+async fn other_members_are_not_secrets() {
+    let secrets = secrets(&Config::default());
+    for raw in [
+        json!({ "password": { "type": "string", "description": "the password of 8 to 64 letters" } }),
+        json!({ "required": ["token", "password", "x1y2z3"], "token": "${TOKEN_2}" }),
+        json!({ "nextPageToken": made("{base62:40}"), "max_tokens": "4096", "token_type": "bearer" }),
+        json!({ "password": "Mot de passe (8 lettres)", "authorization": "Bearer <token>" }),
+        json!({ "secret": "projects/1/secrets/my-secret-2/versions/3", "token": "[redacted:x1]" }),
+        json!({ "name": "id", "value": made("{base62:24}") }),
+        json!({ "name": "token", "id": made("{hex:40}") }),
+        json!(["--verbose", made("{base62:24}"), "--token"]),
+        json!({ "auth": "aws-sigv4", "cookie": "accept-all-2024", "publicKey": made("{base62:43}") }),
+    ] {
+        assert_eq!(response(&secrets, &raw.to_string()).await, Verdict::pass(), "{raw}");
+    }
 }
