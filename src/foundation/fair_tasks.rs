@@ -20,7 +20,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicU8, Ordering, fence},
     },
     task::{Context, Poll, Wake, Waker},
     time::Instant,
@@ -222,8 +222,7 @@ impl<K: Key> Shared<K> {
         for task in tasks.into_values() {
             task.phase.store(phase::ENDED, Ordering::Release);
             // If the task is being polled, also by the caller, its poll ends it.
-            let future = task.future.try_lock().and_then(|mut future| future.take());
-            drop(future);
+            task.end();
         }
     }
 }
@@ -299,6 +298,11 @@ impl<K: Key> Task<K> {
                 self.phase.store(phase::ENDED, Ordering::Release);
             }
             if self.change(phase::POLLED, phase::WAITING) {
+                drop(slot);
+                fence(Ordering::SeqCst);
+                if self.phase.load(Ordering::Acquire) == phase::ENDED {
+                    self.end();
+                }
                 return;
             }
             from = phase::WOKEN;
@@ -311,13 +315,21 @@ impl<K: Key> Task<K> {
             return;
         }
         // It has ended, now or by `end_all`.
-        let future = slot.take();
         drop(slot);
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
+        self.end();
         if let Some(shared) = self.shared.upgrade() {
             let ended = shared.state.lock().tasks.remove(&self.number);
             drop(ended);
         }
+    }
+
+    /// Drops the future, unless another thread has it: then that thread sees the end after it has
+    /// released the future.
+    fn end(&self) {
+        fence(Ordering::SeqCst);
+        let future = self.future.try_lock().and_then(|mut future| future.take());
+        // The hook for panics logs it.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(future)));
     }
 
     fn change(&self, from: u8, to: u8) -> bool {

@@ -85,8 +85,9 @@ impl UnloggedEvents {
 pub(super) struct ConnectionPermit {
     table: Arc<ConnectionTable>,
     number: u64,
-    /// Network of the peer.
-    network: IpAddr,
+    /// The party whose work the connection is. A lock of its own: wakes of the connection's task
+    /// read it, also while the table is locked.
+    party: Arc<Mutex<Party>>,
     displaced: Arc<Notify>,
     slot: Mutex<Slot>,
 }
@@ -170,8 +171,8 @@ impl ConnectionTable {
         slot: Slot,
     ) -> ConnectionPermit {
         let number = state.number();
-        let slot = Mutex::new(slot);
-        ConnectionPermit { table: self.clone(), number, network, displaced, slot }
+        let (slot, party) = (Mutex::new(slot), Arc::new(Mutex::new(Party::Network(network))));
+        ConnectionPermit { table: self.clone(), number, party, displaced, slot }
     }
 }
 
@@ -187,17 +188,10 @@ impl ConnectionPermit {
         }
     }
 
-    /// The party whose work the connection is.
-    pub fn party(&self) -> Party {
-        match &*self.slot.lock() {
-            Slot::Client(client) | Slot::Proxy(Forwarding::Client(client)) => {
-                Party::Client(client.clone())
-            }
-            Slot::Unauthenticated(network) | Slot::Proxy(Forwarding::Anonymous(network)) => {
-                Party::Network(*network)
-            }
-            Slot::Proxy(Forwarding::Idle(_) | Forwarding::Unknown) => Party::Network(self.network),
-        }
+    /// The party whose work the connection is: its client; a trusted proxy's connection is that of
+    /// the newest request's client; before that, the network of the peer.
+    pub fn party(&self) -> Arc<Mutex<Party>> {
+        self.party.clone()
     }
 
     /// Whether it is a trusted proxy's, with requests of many clients.
@@ -234,6 +228,7 @@ impl ConnectionPermit {
         state.leave(&slot, self.number);
         state.insert(network, self.number, self.displaced.clone(), &self.table.bounds);
         *slot = Slot::Unauthenticated(network);
+        *self.party.lock() = Party::Network(network);
     }
 
     /// Counts the connection, or the request that a trusted proxy forwards, for an authenticated
@@ -275,6 +270,7 @@ impl ConnectionPermit {
         }
         *state.clients.entry(principal.clone()).or_default() += 1;
         let principal = principal.clone();
+        *self.party.lock() = Party::Client(principal.clone());
         let next = if is_proxy {
             Slot::Proxy(Forwarding::Client(principal))
         } else {
@@ -308,6 +304,7 @@ impl ConnectionPermit {
         }
         *open += 1;
         *forwarding = Forwarding::Anonymous(network);
+        *self.party.lock() = Party::Network(network);
         Ok(())
     }
 

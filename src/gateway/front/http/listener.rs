@@ -149,7 +149,7 @@ impl Listener {
             };
             let _ = stream.set_nodelay(true);
             let (permit, shared) = (Arc::new(permit), shared.clone());
-            let (counted, owner) = (connections.token(), permit.clone());
+            let (counted, party) = (connections.token(), permit.party());
             let served = async move {
                 let (_open_slot, _counted) = (open_slot, counted);
                 let connection = shared.connection(stream, peer, is_proxy, permit.clone());
@@ -157,7 +157,7 @@ impl Listener {
                     tracing::debug!(%peer, "connection without a key closed in favor of another");
                 }
             };
-            tasks.spawn(move || owner.party(), served);
+            tasks.spawn(move || party.lock().clone(), served);
             if crowded {
                 // Reads requests with keys before further connections can displace theirs.
                 tokio::task::yield_now().await;
