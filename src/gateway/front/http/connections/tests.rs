@@ -1,3 +1,10 @@
+use std::task::Context;
+
+use futures_util::{
+    FutureExt as _,
+    task::{ArcWake, waker},
+};
+
 use super::*;
 
 const BOUNDS: ConnectionBounds = ConnectionBounds {
@@ -268,4 +275,49 @@ fn dedicated_proxy_connection_counts_for_its_client() {
     assert_eq!(closed([&front[0], &front[1], &front[2]]), [true, false, false]);
     drop(front);
     assert!(is_empty(&table));
+}
+
+/// A displaced connection's task is woken while the table is locked, perhaps also while the task
+/// itself holds its slot and waits for the table. The wake reads the party.
+#[test]
+fn wake_of_a_displaced_connection_waits_for_no_lock() {
+    struct Read(Arc<Mutex<Party>>, Mutex<Vec<Option<Party>>>);
+    impl ArcWake for Read {
+        fn wake_by_ref(read: &Arc<Self>) {
+            read.1.lock().push(read.0.try_lock().map(|party| party.clone()));
+        }
+    }
+    let table = table();
+    let first = admit(&table, "192.0.2.1");
+    let read = Arc::new(Read(first.party(), Mutex::default()));
+    let waker = waker(read.clone());
+    let mut displaced = Box::pin(first.displaced());
+    assert!(displaced.poll_unpin(&mut Context::from_waker(&waker)).is_pending());
+    let slot = first.slot.lock();
+    let _others = [admit(&table, "192.0.2.1"), admit(&table, "192.0.2.1")];
+    drop(slot);
+    let network = Party::Network("192.0.2.1".parse().unwrap());
+    assert_eq!(*read.1.lock(), [Some(network)]);
+}
+
+#[test]
+fn connection_is_work_of_its_client() {
+    let table = table();
+    let party = |permit: &ConnectionPermit| permit.party().lock().clone();
+    let network = |address: &str| Party::Network(address.parse().unwrap());
+    let own = admit(&table, "192.0.2.1");
+    assert_eq!(party(&own), network("192.0.2.1"));
+    own.authenticate(&client("ann")).unwrap();
+    assert_eq!(party(&own), Party::Client(client("ann")));
+    let proxy = table.admit_proxy("192.0.2.9".parse().unwrap()).unwrap();
+    assert_eq!(party(&proxy), network("192.0.2.9"));
+    proxy.begin_request();
+    proxy.authenticate(&client("bob")).unwrap();
+    proxy.end_request();
+    assert_eq!(party(&proxy), Party::Client(client("bob")));
+    proxy.begin_request();
+    proxy.forward_anonymous("192.0.2.7".parse().unwrap()).unwrap();
+    assert_eq!(party(&proxy), network("192.0.2.7"));
+    proxy.dedicate("192.0.2.8".parse().unwrap());
+    assert_eq!(party(&proxy), network("192.0.2.8"));
 }
