@@ -65,8 +65,8 @@ async fn overloaded_server_does_not_delay_others() {
     let codes = hanging.join_all().await;
     assert_eq!(codes, ["server-timeout"; 4]);
     // The last one, at least, found no room before its intent.
-    let refused = gate.records(&["code = server-overloaded", "record = refused"]).await;
-    let sent = gate.records(&["code = server-overloaded", "record = outcome"]).await;
+    let refused = gate.records(&["code = server-overloaded and kind = refused"]).await;
+    let sent = gate.records(&["code = server-overloaded and kind = outcome"]).await;
     assert_eq!(refused.len() + sent.len(), 9);
     assert!(!refused.is_empty());
     gate.stop().await;
