@@ -666,7 +666,8 @@ mod tests {
             });
             dropped
         };
-        let mut dropped = runtime.block_on(async {
+        let mut later = None;
+        runtime.block_on(async {
             let tasks = FairTasks::new(1);
             let ended = waiting(&tasks);
             drop(tasks.clone());
@@ -674,13 +675,13 @@ mod tests {
             assert!(ended.await.is_err());
             let tasks = FairTasks::new(1);
             // Its tasks own it: only the end of the runtime ends them.
-            let dropped = waiting(&tasks);
+            later = Some(waiting(&tasks));
             tasks.clone().spawn(|| (), async move {
                 let _tasks = tasks;
                 pending().await
             });
-            dropped
         });
+        let mut dropped = later.unwrap();
         assert_eq!(dropped.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         drop(runtime);
         assert_eq!(dropped.try_recv(), Err(oneshot::error::TryRecvError::Closed));
