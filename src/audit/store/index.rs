@@ -19,6 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
+
 use super::{
     bitmap::Bits,
     block::{BlockMeta, Sealing},
@@ -51,8 +53,9 @@ type Entry = (Vec<u8>, Vec<u8>);
 
 /// The index of one segment.
 pub(super) struct Index {
-    /// `None` only while it is dropped.
-    db: Option<sled::Db>,
+    path: PathBuf,
+    /// `None` until the first block is added: sled uses 20 MB of memory from its first database on.
+    db: Mutex<Option<sled::Db>>,
     key: DigestKey,
     cipher: Option<Arc<Cipher>>,
 }
@@ -96,22 +99,35 @@ fn damaged(error: impl std::fmt::Display) -> Fault {
 }
 
 impl Index {
-    /// Opens the index in `path`, or creates it.
+    /// Opens the index in `path`. If there is none, the first added block creates it.
     pub fn open(path: &Path, key: &DigestKey, cipher: Option<Arc<Cipher>>) -> Result<Self, Fault> {
-        let config = sled::Config::new().path(path).flush_every_ms(None).cache_capacity(CACHE);
+        let db = Mutex::new(None);
+        let index = Self { path: path.to_owned(), db, key: key.clone(), cipher };
+        if path.exists() {
+            index.made()?;
+        }
+        Ok(index)
+    }
+
+    /// The database, which is created if there is none.
+    fn made(&self) -> Result<sled::Db, Fault> {
+        let mut db = self.db.lock();
+        if let Some(db) = &*db {
+            return Ok(db.clone());
+        }
+        let config =
+            sled::Config::new().path(&self.path).flush_every_ms(None).cache_capacity(CACHE);
         let began = Instant::now();
-        loop {
+        let opened = loop {
             let config = config.clone();
             match bounded(MAX_WAIT, move || config.open().map_err(Fault::from)) {
                 // sled's threads release the lock shortly after the index was dropped.
                 Err(Fault::InUse(_)) if began.elapsed() < LINGERING => thread::sleep(PAUSE),
-                opened => {
-                    let index = Self { db: Some(opened?), key: key.clone(), cipher };
-                    index.check_key()?;
-                    return Ok(index);
-                }
+                opened => break opened?,
             }
-        }
+        };
+        self.check_key(opened.clone())?;
+        Ok(db.insert(opened).clone())
     }
 
     /// Opens the index in `path`. Replaces an index that cannot be opened by an empty one.
@@ -131,9 +147,8 @@ impl Index {
     }
 
     /// Checks the key: with another key, lookups would find nothing and so hide records.
-    fn check_key(&self) -> Result<(), Fault> {
+    fn check_key(&self, db: sled::Db) -> Result<(), Fault> {
         let mine = self.key.term(0, "the key of this index");
-        let db = self.db()?.clone();
         bounded(MAX_WAIT, move || match db.get(b"k")? {
             Some(theirs) if *theirs == mine => Ok(()),
             None if db.is_empty() => {
@@ -145,8 +160,9 @@ impl Index {
         })
     }
 
-    fn db(&self) -> Result<&sled::Db, Fault> {
-        self.db.as_ref().ok_or_else(|| damaged("closed"))
+    /// The database, if there is one: an index without it has no entries.
+    fn db(&self) -> Option<sled::Db> {
+        self.db.lock().clone()
     }
 
     /// Encrypts a value if the store is encrypted: index values contain data of records.
@@ -211,7 +227,7 @@ impl Index {
             let value = self.wrap(&key, value)?;
             batch.insert(key, value);
         }
-        let db = self.db()?.clone();
+        let db = self.made()?;
         bounded(MAX_WAIT, move || {
             db.apply_batch(batch)?;
             db.flush()?;
@@ -240,7 +256,8 @@ impl Index {
     pub fn counts(&self) -> Result<HashMap<u64, usize>, Fault> {
         contained(|| {
             let mut counts = HashMap::new();
-            for key in self.db()?.iter().keys() {
+            let Some(db) = self.db() else { return Ok(counts) };
+            for key in db.iter().keys() {
                 let key = key?;
                 if *key == *b"k" {
                     continue;
@@ -254,7 +271,7 @@ impl Index {
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         contained(|| {
-            let value = self.db()?.get(key)?;
+            let value = self.db().map(|db| db.get(key)).transpose()?.flatten();
             value.map(|value| self.unwrap(key, &value)).transpose()
         })
     }
@@ -283,8 +300,8 @@ impl Index {
     /// All blocks, in order.
     pub fn blocks(&self) -> Result<Vec<Arc<BlockMeta>>, Fault> {
         contained(|| {
-            let entries = self.db()?.scan_prefix(b"m");
-            entries
+            let Some(db) = self.db() else { return Ok(Vec::new()) };
+            db.scan_prefix(b"m")
                 .map(|entry| {
                     let (key, value) = entry?;
                     let bytes = self.unwrap(&key, &value)?;
@@ -297,7 +314,7 @@ impl Index {
 
 impl Drop for Index {
     fn drop(&mut self) {
-        let db = self.db.take();
+        let db = self.db.get_mut().take();
         let closed = bounded(LINGERING, move || {
             drop(db);
             Ok(())

@@ -211,7 +211,12 @@ impl Segment {
         let path = self.path.join("index");
         let mut index = self.index.write();
         // sled keeps its file locked until it is dropped, so the new index gets a new file.
-        fs::remove_dir_all(&path).map_err(|e| Fault::io("removing", &path, &e))?;
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Fault::io("removing", &path, &error));
+            }
+            _ => {}
+        }
         let renewed = Index::open(&path, &self.env.key, self.env.cipher.clone())?;
         let old = std::mem::replace(&mut *index, Arc::new(renewed));
         // Readers do not wait until it is closed.
