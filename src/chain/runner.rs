@@ -238,7 +238,7 @@ impl Chain {
             if verdict.revision.is_some() && phase == Phase::Request {
                 trail.labels = Some(exchange.labels.clone());
             }
-            if exchange.from_server(phase) {
+            if !verdict.labels.is_empty() && exchange.from_server(phase) {
                 let rule = link.rule();
                 trail.added_labels.extend(verdict.labels.iter().map(|l| (l.clone(), rule.clone())));
             }

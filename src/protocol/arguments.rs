@@ -217,14 +217,13 @@ pub fn exact(json: &[u8]) -> Result<(), Unshowable> {
 
 /// Text after the string whose first quote has been read.
 fn past_string(mut rest: &[u8]) -> &[u8] {
-    while let Some((&first, after)) = rest.split_first() {
-        rest = match first {
-            b'"' => return after,
-            b'\\' => after.get(1..).unwrap_or_default(),
-            _ => after,
-        };
+    while let Some(at) = memchr::memchr2(b'"', b'\\', rest) {
+        if rest[at] == b'"' {
+            return &rest[at + 1..];
+        }
+        rest = rest.get(at + 2..).unwrap_or_default();
     }
-    rest
+    &[]
 }
 
 fn survives(number: &[u8]) -> bool {

@@ -252,16 +252,21 @@ impl Suspects {
 }
 
 /// A bit for each block of a text.
-struct Blocks(Vec<u64>);
+struct Blocks {
+    /// Number of words that the bits of the text need.
+    words: usize,
+    /// Empty while no block is marked, as in most texts.
+    bits: Vec<u64>,
+}
 
 impl Blocks {
     fn of(text: &[u8]) -> Self {
-        Self(vec![0; text.len() / BLOCK_BYTES / 64 + 1])
+        Self { words: text.len() / BLOCK_BYTES / 64 + 1, bits: Vec::new() }
     }
 
     /// Numbers of the marked blocks, in order.
     fn marked(&self) -> impl Iterator<Item = usize> {
-        self.0.iter().enumerate().flat_map(|(at, blocks)| {
+        self.bits.iter().enumerate().flat_map(|(at, blocks)| {
             let mut left = *blocks;
             std::iter::from_fn(move || {
                 let bit = left.trailing_zeros();
@@ -273,7 +278,8 @@ impl Blocks {
 
     fn mark(&mut self, range: Range<usize>) {
         for block in range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES) {
-            if let Some(blocks) = self.0.get_mut(block / 64) {
+            self.bits.resize(self.words, 0);
+            if let Some(blocks) = self.bits.get_mut(block / 64) {
                 *blocks |= 1 << (block % 64);
             }
         }
@@ -284,7 +290,8 @@ impl Blocks {
         let first = range.start / BLOCK_BYTES;
         let last = range.end.saturating_sub(1).max(range.start) / BLOCK_BYTES;
         let has = |block: usize| {
-            self.0.get(block / 64).is_none_or(|blocks| blocks >> (block % 64) & 1 == 1)
+            let marked = self.bits.get(block / 64).map(|blocks| blocks >> (block % 64) & 1 == 1);
+            marked.unwrap_or(block / 64 >= self.words)
         };
         // Most strings are in one block or two.
         has(first) || has(last) || last - first > 1 && (first + 1..last).any(has)
@@ -367,7 +374,7 @@ mod tests {
 
     #[test]
     fn only_marked_blocks_are_suspicious() {
-        let mut blocks = Blocks(vec![0; 4]);
+        let mut blocks = Blocks { words: 4, bits: Vec::new() };
         blocks.mark(130..200);
         assert!(!blocks.touch(&(0..128)) && !blocks.touch(&(256..900)));
         assert!(blocks.touch(&(100..129)) && blocks.touch(&(255..256)));
