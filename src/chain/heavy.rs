@@ -30,7 +30,6 @@ use tokio::{
     task::{block_in_place, yield_now},
 };
 
-use portcullis_foundation::allocator;
 use portcullis_foundation::fair_semaphore::{FairPermit, FairSemaphore};
 use portcullis_protocol::{identity::PrincipalKind, names::ServerName};
 
@@ -175,9 +174,6 @@ where
             IN_HAND.sync_scope(in_hand.clone(), || work.as_mut().poll(&mut context))
         });
         drop(turn);
-        if polled.is_ready() {
-            allocator::freed(in_hand.load(Ordering::Relaxed));
-        }
         polled
     })
     .await

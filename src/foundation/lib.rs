@@ -4,7 +4,6 @@
 //! - Nothing here knows MCP, policies or the config.
 //! - No crate of the workspace is a dependency.
 
-pub mod allocator;
 pub mod atomic_file;
 pub mod backoff;
 pub mod fair_semaphore;

@@ -22,7 +22,7 @@ use crate::{
 use portcullis_audit::{Audit, PruneFault, Pruned, export::Streams};
 use portcullis_chain::Party;
 use portcullis_config::Config;
-use portcullis_foundation::{allocator::PageReturner, fair_tasks::FairTasks};
+use portcullis_foundation::fair_tasks::FairTasks;
 use portcullis_protocol::codec::{Caps, Frame};
 use portcullis_telemetry::Metrics;
 use portcullis_upstream::Launcher;
@@ -58,7 +58,6 @@ pub struct Gateway {
     pub(crate) pipeline: Arc<Pipeline>,
     pub(crate) server_requests: Arc<ServerRequests>,
     /// Returns freed memory of large messages to the system.
-    pub(crate) returning: PageReturner,
     /// Tasks of clients' connections and messages.
     pub fair_tasks: FairTasks<Party>,
     pub(crate) tasks: TaskTracker,
@@ -95,7 +94,6 @@ impl Gateway {
             self.recorder.record_drops().await;
             self.sessions.sweep();
             self.server_requests.suspended.sweep();
-            self.returning.look();
             self.metrics.sessions(self.sessions.count());
             self.servers.sweep().await;
         }

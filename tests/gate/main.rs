@@ -43,6 +43,7 @@ mod nested_secrets;
 mod obligations;
 mod operations;
 mod orphans;
+mod passed_sockets;
 mod plugin_http;
 mod plugins;
 mod policy;

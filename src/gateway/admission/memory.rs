@@ -16,10 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use portcullis_chain::LARGE_BYTES;
-use portcullis_foundation::{
-    allocator,
-    fair_semaphore::{FairPermit, FairSemaphore},
-};
+use portcullis_foundation::fair_semaphore::{FairPermit, FairSemaphore};
 use portcullis_protocol::{
     codec::{Caps, Counts},
     identity::PrincipalKind,
@@ -56,15 +53,8 @@ pub(crate) struct MessageMemory {
 /// Memory that is reserved for a message until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    bytes: usize,
     _own: OwnedSemaphorePermit,
     _all: OwnedSemaphorePermit,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        allocator::freed(self.bytes);
-    }
 }
 
 impl MessageMemory {
@@ -97,7 +87,7 @@ impl MessageMemory {
         };
         let own = self.own(who).try_acquire_many_owned(units).map_err(full)?;
         let all = self.all.clone().try_acquire_many_owned(units).map_err(full)?;
-        Ok(Reservation { bytes, _own: own, _all: all })
+        Ok(Reservation { _own: own, _all: all })
     }
 
     /// Reserves memory for the parsed form of a large message.

@@ -412,7 +412,6 @@ impl GatewayBuilder {
             recorder,
             pipeline,
             server_requests,
-            returning: Default::default(),
             fair_tasks,
             tasks,
             closing,

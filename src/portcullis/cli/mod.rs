@@ -38,6 +38,8 @@ use std::{ffi::OsStr, io, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 
+use crate::manage::run::PassedSockets;
+
 pub use context::{Context, Format};
 pub use exit::{Exit, Reports, Usage};
 pub use output::{Progress, escape, escape_json};
@@ -119,7 +121,7 @@ pub fn main() -> ExitCode {
         let error = anyhow::Error::new(error);
         return output::failure(&error.context("core dumps can't be switched off")).into();
     }
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // clap treats help and version as errors with a code and a stream of their own. If that
@@ -128,10 +130,19 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    if let Verb::Run(args) = &mut cli.verb {
+        args.sockets = match PassedSockets::take() {
+            Ok(sockets) => sockets,
+            Err(error) => {
+                let error = anyhow::Error::new(error);
+                return output::failure(&error.context("a passed socket can't be used")).into();
+            }
+        };
+    }
     let ctx = Context::new(cli.global);
     // TLS for remote servers; an error says that a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    portcullis_foundation::allocator::set_up();
+    crate::allocator::return_pages();
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return output::failure(&anyhow::Error::new(error)).into(),

@@ -1,7 +1,7 @@
 //! `portcullis run`: runs the proxy.
 
 use super::{Context, Exit, exit::reports, server::show_pulls, start_failure::not_started};
-use crate::manage::run::{Offered, RunOptions, start};
+use crate::manage::run::{Offered, PassedSockets, RunOptions, start};
 use portcullis_config::Loaded;
 use portcullis_runtime::sandbox;
 use portcullis_upstream::Launcher;
@@ -20,18 +20,20 @@ pub struct Args {
     /// Run only the servers of this profile
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
+    #[arg(skip)]
+    pub(super) sockets: PassedSockets,
 }
 
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     sandbox::prepare_cgroups();
-    let Args { dry_run, stdio, locked, profile } = args;
+    let Args { dry_run, stdio, locked, profile, sockets } = args;
     let options = RunOptions { dry_run, stdio, locked, profile };
     let loaded = options.read(&ctx.config).map_err(reports)?;
     for warning in &loaded.warnings {
         ctx.report(warning);
     }
-    let started = start(ctx, &options, &loaded).await.map_err(not_started)?;
+    let started = start(ctx, &options, &loaded, sockets).await.map_err(not_started)?;
     let proxy = started.proxy.clone();
     show_pulls(&proxy.launcher.images);
     if dry_run {

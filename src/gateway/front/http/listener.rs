@@ -1,6 +1,17 @@
 //! The TCP listener, with time limits and bounds of connections.
 
-use std::{io, net::SocketAddr, pin::Pin, sync::Arc, task, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{self, Poll},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -42,6 +53,9 @@ const HEADERS: Duration = Duration::from_secs(10);
 const WRITE: Duration = Duration::from_secs(30);
 /// Time for connections to end when the proxy stops.
 const GRACE: Duration = Duration::from_secs(2);
+/// Time for the first request of a new connection when the proxy stops. The client has sent it, or
+/// is about to.
+const FIRST_REQUEST: Duration = Duration::from_millis(500);
 /// Connections that the system holds until they are accepted. Linux limits them to
 /// `net.core.somaxconn`, 4096 by default. If they are too few, a flood makes a client wait a second
 /// for its system's retry.
@@ -81,6 +95,16 @@ impl Listener {
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
+        Ok(Self { address: listener.local_addr()?, listener })
+    }
+
+    /// Uses a listening socket of another process.
+    ///
+    /// # Errors
+    /// If it has no address, or cannot become non-blocking.
+    pub fn passed(socket: std::net::TcpListener) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(socket)?;
         Ok(Self { address: listener.local_addr()?, listener })
     }
 
@@ -236,7 +260,10 @@ impl Shared {
             permit.dedicate(client.ip());
         }
         let (shared, own) = (self.clone(), permit.clone());
+        let is_used = Arc::new(AtomicBool::new(false));
+        let used = is_used.clone();
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+            used.store(true, Ordering::Relaxed);
             if let Some(fault) = fault {
                 request.extensions_mut().insert(fault);
             }
@@ -254,8 +281,23 @@ impl Shared {
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = self.closing.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+                let mut wait = pin!(tokio::time::sleep(FIRST_REQUEST));
+                let ended = poll_fn(|context| {
+                    if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+                        return Poll::Ready(Some(ended));
+                    }
+                    if is_used.load(Ordering::Relaxed) {
+                        return Poll::Ready(None);
+                    }
+                    wait.as_mut().poll(context).map(|()| None)
+                });
+                match ended.await {
+                    Some(ended) => ended,
+                    None => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
             }
             // Its last response or its next request may still be in transit.
             () = permit.displaced(), if permit.is_proxy() => {

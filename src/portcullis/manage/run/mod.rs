@@ -1,6 +1,7 @@
 //! A run of the proxy: its config, its start, and its stop.
 
 mod dry_run;
+mod passed_sockets;
 mod serve;
 
 use std::{
@@ -25,6 +26,7 @@ use portcullis_policy::Watcher;
 use portcullis_protocol::identity::Keyring;
 
 pub use dry_run::Offered;
+pub use passed_sockets::PassedSockets;
 
 /// Options of a run.
 #[derive(Debug, Clone)]
@@ -116,8 +118,9 @@ pub async fn start(
     reporter: &dyn Reporter,
     options: &RunOptions,
     loaded: &Loaded,
+    sockets: PassedSockets,
 ) -> Result<StartedProxy, NotStarted> {
-    let started = begin(reporter, options, loaded).await;
+    let started = begin(reporter, options, loaded, sockets).await;
     match &started {
         Ok(_) => {}
         Err(NotStarted::Gateway(failure)) => failure.record(loaded).await,
@@ -132,6 +135,7 @@ async fn begin(
     reporter: &dyn Reporter,
     options: &RunOptions,
     loaded: &Loaded,
+    sockets: PassedSockets,
 ) -> Result<StartedProxy, NotStarted> {
     portcullis_telemetry::init(&loaded.config.telemetry).map_err(anyhow::Error::new)?;
     let assembly = {
@@ -158,9 +162,14 @@ async fn begin(
         (None, Purpose::DryRun)
     } else {
         let http = loaded.config.listen.http;
-        let listener = front::http::Listener::bind(http).await;
-        let taken = || format!("cannot listen on {http}: choose another `listen.http`");
-        (Some(listener.with_context(taken)?), Purpose::Serve)
+        let listener = match sockets.of(http)? {
+            Some(socket) => front::http::Listener::passed(socket)
+                .with_context(|| format!("cannot use the passed socket of {http}"))?,
+            None => front::http::Listener::bind(http).await.with_context(|| {
+                format!("cannot listen on {http}: choose another `listen.http`")
+            })?,
+        };
+        (Some(listener), Purpose::Serve)
     };
     let (proxy, watcher) = assembly.start(loaded, purpose).await?;
     Ok(StartedProxy { proxy, watcher, keyring, socket, listener })
