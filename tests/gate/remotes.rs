@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{gate::Setup, peers};
+use crate::support::{agent::code_of, bad_http, gate::Setup, peers};
 
 #[tokio::test]
 async fn http_sse_server_is_detected_and_reconnected() {
@@ -59,4 +59,25 @@ async fn interrupted_streams_and_lost_sessions_recover() {
         // It did not take this one, so it gets it again.
         assert_eq!(agent.text("polled__echo", json!({ "text": "three" })).await, "three");
     }
+}
+
+#[tokio::test]
+async fn servers_that_break_http_fail_only_their_own_calls() {
+    let url = bad_http::serve().await;
+    let gate =
+        Setup::new(&format!("[servers.bad]\nurl = \"{url}\"\ncall-timeout-s = 2")).start().await;
+    for agent in [gate.legacy().await, gate.modern()] {
+        for (tool, code) in bad_http::TOOLS {
+            let tool = format!("bad__{tool}");
+            // A call that answers runs beside each that does not.
+            let (answered, tried) =
+                tokio::join!(agent.text("bad__echo", json!({})), agent.call(&tool, json!({})));
+            assert_eq!(answered, "own", "{tool}");
+            match code {
+                Some(code) => assert_eq!(code_of(&tried.unwrap_err()), code, "{tool}"),
+                None => assert_eq!(tried.unwrap()["content"][0]["text"], "own", "{tool}"),
+            }
+        }
+    }
+    gate.stop().await;
 }

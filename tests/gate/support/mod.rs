@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod authority;
+pub mod bad_http;
 pub mod client;
 #[path = "../../../src/oci/tests/support/mod.rs"]
 pub mod docker_registry;
