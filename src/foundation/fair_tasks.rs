@@ -59,7 +59,8 @@ struct Shared<K: Key> {
 }
 
 struct State<K: Key> {
-    parties: HashMap<K, Party<K>>,
+    // Found twelve times for a request.
+    parties: HashMap<K, Party<K>, ahash::RandomState>,
     /// Parties with woken tasks, by the time that they have used.
     order: BTreeMap<Place, K>,
     /// Number of the next place.
@@ -145,7 +146,7 @@ impl<K: Key> FairTasks<K> {
     /// Tasks that are polled by at most this number of threads at once.
     pub fn new(pumps: usize) -> Self {
         let state = State {
-            parties: HashMap::new(),
+            parties: HashMap::default(),
             order: BTreeMap::new(),
             places: 0,
             clock: 0,

@@ -1,10 +1,11 @@
 //! JSON object as text with the positions of its members: unedited parts stay byte for byte.
 
-use std::{borrow::Cow, fmt, ops::Range};
+use std::{fmt, ops::Range};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use smol_str::SmolStr;
 
 use super::strict::{Flaw, Key};
 
@@ -17,7 +18,8 @@ pub struct Object {
 
 #[derive(Debug, Clone)]
 struct Member {
-    key: Box<str>,
+    /// Most keys are short, so they need no allocation.
+    key: SmolStr,
     /// Position of the key's opening quote.
     start: usize,
     value: Range<usize>,
@@ -163,7 +165,7 @@ impl<'de: 'a, 'a> Visitor<'de> for Members<'a> {
             let start = self.text[end..].find('"').map_or(end, |at| end + at);
             let from = value.get().as_ptr() as usize - base;
             end = from + value.get().len();
-            members.push(Member { key: Cow::into_owned(key).into(), start, value: from..end });
+            members.push(Member { key: SmolStr::new(key), start, value: from..end });
         }
         Ok(members)
     }

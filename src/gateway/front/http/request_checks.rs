@@ -54,15 +54,15 @@ impl Hosts {
         let refused =
             |what: &str| Refusal::new(Code::ForbiddenOrigin, format!("this {what} is not allowed"));
         let host = match (single(headers, &header::HOST), uri.authority()) {
-            (Ok(Some(host)), None) => host.to_lowercase(),
+            (Ok(Some(host)), None) => host,
             // A URI can name the host, too (RFC 9112, 3.2.2); then they must agree.
-            (Ok(None), Some(authority)) => authority.as_str().to_lowercase(),
+            (Ok(None), Some(authority)) => authority.as_str(),
             (Ok(Some(host)), Some(authority)) if host.eq_ignore_ascii_case(authority.as_str()) => {
-                host.to_lowercase()
+                host
             }
             _ => return Err(refused("host")),
         };
-        if !self.hosts.contains(&host) {
+        if !self.hosts.iter().any(|own| own.eq_ignore_ascii_case(host)) {
             return Err(refused("host"));
         }
         match single(headers, &header::ORIGIN) {
@@ -72,7 +72,7 @@ impl Hosts {
             Ok(Some(origin))
                 if origin
                     .split_once("://")
-                    .is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(&host)) =>
+                    .is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host)) =>
             {
                 Ok(())
             }
@@ -126,13 +126,16 @@ pub(super) fn accepts(headers: &HeaderMap, wanted: &str) -> bool {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .map(|range| range.split(';').next().unwrap_or("").trim().to_ascii_lowercase())
+        .map(|range| range.split(';').next().unwrap_or("").trim())
         .peekable();
     if ranges.peek().is_none() {
         return true;
     }
     let group = wanted.split('/').next().unwrap_or("");
-    ranges.any(|range| range == wanted || range == "*/*" || range == format!("{group}/*"))
+    ranges.any(|range| {
+        let is_group = |kind: &str| kind == "*" || kind.eq_ignore_ascii_case(group);
+        range.eq_ignore_ascii_case(wanted) || range.strip_suffix("/*").is_some_and(is_group)
+    })
 }
 
 /// Reads a body of at most `most` bytes. A longer announced body is refused at once.
