@@ -8,7 +8,7 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Milliseconds after which most free pages are returned to the system. The default of ten seconds
 /// keeps the outgrown buffers of a large message beside the message.
-const RETURN_MS: isize = 1000;
+const RETURN_MS: isize = 100;
 
 /// Makes the allocator return free pages soon, also while nothing is allocated. Must be called
 /// before there are threads: each gets its part of the memory, with the present settings. Commands
