@@ -704,7 +704,7 @@ fn empty_list_of_tools_names_the_missing_policy() {
     let (code, _, err) = run(dir, &["tools", "ls"]);
     assert_eq!(code, 10, "{err}");
     assert!(err.contains("You act as the local user `"), "{err}");
-    assert!(err.contains("policy new read-only --local-user USER"), "{err}");
+    assert!(err.contains("policy new read-only --local-user "), "{err}");
     policies(connects);
     let (code, _, err) = run(dir, &["tools", "ls"]);
     assert_eq!(code, 0, "{err}");

@@ -285,11 +285,18 @@ fn local(
         return package_run::run(draft, fetcher, plain, context.options.packages, place, report);
     }
     draft.arguments_hold_no_secret(&plain, place, report);
+    let hidden: Vec<_> = arguments.iter().copied().filter(|word| !is_visible(word.text)).collect();
+    folders(draft, &hidden, report);
     report.fact(
         place,
         "in the sandbox the program sees its own files and what is in `mounts`, and reaches no host: add what it needs",
     );
     Some(Run::Command { program: program.text.to_owned(), arguments: plain })
+}
+
+/// Whether an argument names a file that each program in the sandbox sees.
+fn is_visible(argument: &str) -> bool {
+    ["/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/"].iter().any(|top| argument.starts_with(top))
 }
 
 /// Mounts the paths in arguments of a person's own file: the server sees them under the same name,

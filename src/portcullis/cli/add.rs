@@ -15,17 +15,17 @@ use url::Url;
 const USAGE: &str = "portcullis add [OPTIONS] NAME
        portcullis add [OPTIONS] image REFERENCE
        portcullis add [OPTIONS] https://HOST/PATH
-       portcullis add [OPTIONS] -- COMMAND [ARGUMENT]…";
+       portcullis add [OPTIONS] [NAME] -- COMMAND [ARGUMENT]…";
 
 #[derive(Debug, clap::Args)]
 #[command(override_usage = USAGE)]
 pub struct Args {
     /// The server: its name in an added catalog (also `CATALOG/NAME` or `catalog://…`), `image` and
-    /// the reference of an image, or the URL of a remote server
+    /// the reference of an image, or the URL of a remote server. Before a command: a name for it
     #[arg(value_name = "SERVER", num_args = 1..=2, required_unless_present = "command")]
     server: Vec<String>,
     /// The command that runs the server, behind `--`
-    #[arg(value_name = "COMMAND", last = true, conflicts_with = "server")]
+    #[arg(value_name = "COMMAND", last = true)]
     command: Vec<String>,
     /// Name of the server in the config. Default: that of the catalog, the package, the image or
     /// the host
@@ -46,7 +46,8 @@ fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 /// Adds the server.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+pub async fn run(mut args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    args.take_name_of_command()?;
     let mut workspace = Workspace::open(ctx)?;
     let mut offer = match args.server.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => args.named(Named::Command(&args.command))?,
@@ -63,6 +64,20 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 }
 
 impl Args {
+    /// Takes the word before a command as the name of the server.
+    fn take_name_of_command(&mut self) -> anyhow::Result<()> {
+        if self.command.is_empty() || self.server.is_empty() {
+            return Ok(());
+        }
+        let name = match (self.server.as_slice(), &self.name) {
+            ([name], None) => name.parse().map_err(|error| Usage(format!("`{name}`: {error}")))?,
+            _ => return Err(Usage(format!("name one server:\n{USAGE}")).into()),
+        };
+        self.name = Some(name);
+        self.server.clear();
+        Ok(())
+    }
+
     fn env(&self) -> BTreeMap<String, String> {
         self.env.iter().cloned().collect()
     }

@@ -32,6 +32,7 @@ mod server;
 mod signing_keys;
 mod start_failure;
 mod status;
+mod stop;
 mod tools;
 
 use std::{ffi::OsStr, io, process::ExitCode, time::Duration};
@@ -65,6 +66,8 @@ enum Verb {
     Add(add::Args),
     /// Run the proxy
     Run(run::Args),
+    /// Stop the running proxy, after its calls in flight
+    Stop(stop::Args),
     /// Show the proxy, its servers, policies, audit log and clients
     Status(status::Args),
     /// Check config, policies and plugins, and list all findings
@@ -193,6 +196,7 @@ impl Verb {
             Self::Init(args) => init::run(args, ctx).await,
             Self::Add(args) => add::run(args, ctx).await,
             Self::Run(args) => run::run(args, ctx).await,
+            Self::Stop(args) => stop::run(args, ctx).await,
             Self::Status(args) => status::run(args, ctx).await,
             Self::Check(args) => check::run(args, ctx).await,
             Self::Doctor(args) => doctor::run(args, ctx).await,

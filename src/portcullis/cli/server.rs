@@ -28,6 +28,7 @@ use portcullis_config::Loaded;
 use portcullis_foundation::atomic_file;
 use portcullis_gateway::{GatewayBuilder, Purpose, admin};
 use portcullis_protocol::names::ServerName;
+use portcullis_upstream::Server;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -237,6 +238,14 @@ async fn tools(
 /// Lines of a server's standard error that are shown if it fails.
 const LOG_LINES: usize = 10;
 
+/// Shows the end of the standard error of a server in this process, which is gone afterwards.
+pub(super) fn show_log_end(ctx: &Context, server: &Server) {
+    let log = server.log();
+    for line in log.iter().skip(log.len().saturating_sub(LOG_LINES)) {
+        ctx.note(format!("{}: {line}", server.name));
+    }
+}
+
 /// Starts a proxy for one request. If the server fails, shows the end of its standard error, which
 /// is gone afterwards.
 async fn in_new_proxy(ctx: &Context, loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
@@ -249,10 +258,7 @@ async fn in_new_proxy(ctx: &Context, loaded: &Loaded, name: &ServerName) -> anyh
         None => Err(anyhow::anyhow!("there is no server `{name}`")),
     };
     if let (Err(_), Some(server)) = (&listed, &server) {
-        let log = server.log();
-        for line in log.iter().skip(log.len().saturating_sub(LOG_LINES)) {
-            ctx.note(format!("{name}: {line}"));
-        }
+        show_log_end(ctx, server);
     }
     proxy.close("the question is answered").await;
     listed.with_context(|| format!("`{name}` does not say which tools it has"))

@@ -121,6 +121,9 @@ impl Search {
             return Err(missing(&candidate.display().to_string(), "it is not a file"));
         }
         self.mount(candidate, candidate)?;
+        if let Some(beside) = beside(candidate) {
+            self.mount(&beside, &beside)?;
+        }
         if let Some(library) = library(candidate) {
             self.mount(&library, &library)?;
         }
@@ -159,6 +162,12 @@ impl Search {
         self.binds.push(Bind::read_only(source, target));
         Ok(())
     }
+}
+
+/// The program that this one runs from its own folder: `uvx` runs `uv`.
+fn beside(program: &Path) -> Option<PathBuf> {
+    let uv = program.with_file_name("uv");
+    (program.ends_with("uvx") && uv.is_file()).then_some(uv)
 }
 
 /// Package folder that contains a program: a Python environment, or `node_modules`.

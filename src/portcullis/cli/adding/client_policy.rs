@@ -7,7 +7,7 @@ use crate::{
     cli::{Reports, Usage},
     manage::new_files::{NewFile, plan},
 };
-use portcullis_policy_tools::{Filling, PolicyPrincipal, Template, ToolName, UserName, make};
+use portcullis_policy_tools::{Days, Filling, PolicyPrincipal, Template, ToolName, UserName, make};
 use portcullis_protocol::names::{ClientName, Group};
 
 /// Options about the clients of an added server.
@@ -115,6 +115,7 @@ impl ClientPolicy {
                 folder: None,
                 rate: "60/1m".parse().map_err(Usage)?,
                 hours: (8, 18),
+                days: Days::ALL,
             };
             let rendered = make(self.template, &filling).map_err(|findings| {
                 Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())

@@ -86,5 +86,8 @@ fn create(path: &std::path::Path) -> anyhow::Result<File> {
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .with_context(|| format!("cannot make {}", path.display()))
+        .with_context(|| match path.exists() {
+            true => format!("{} exists already: name another file, or remove it", path.display()),
+            false => format!("cannot make {}", path.display()),
+        })
 }

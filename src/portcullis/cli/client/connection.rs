@@ -272,8 +272,12 @@ pub(super) async fn connect(options: Connect, ctx: &Context) -> anyhow::Result<E
         return Err(error);
     }
     report(ctx, &connection, Some((text, after.as_str())), true)?;
+    let proxy = match starts {
+        true => "It starts the proxy in the background if none runs.",
+        false => "It needs a running proxy.",
+    };
     ctx.note(format!(
-        "{} is connected, as the client `{name}`. Restart it. It needs a running proxy: `portcullis run`.",
+        "{} is connected, as the client `{name}`. Restart it. {proxy}",
         kind.title
     ));
     if !is_in_group {

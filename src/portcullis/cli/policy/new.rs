@@ -7,7 +7,7 @@ use crate::{
     manage::new_files::{self, NewFile},
 };
 use portcullis_policy_tools::{
-    Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName, make,
+    Days, Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName, make,
 };
 use portcullis_protocol::names::{ClientName, Group, ServerName};
 
@@ -41,6 +41,9 @@ pub struct New {
     /// The hours for `working-hours`, UTC
     #[arg(long, value_name = "FROM-TO", default_value = "8-18", value_parser = hours)]
     hours: (u8, u8),
+    /// The days of the week for `working-hours`, such as `mon-fri`. Default: each day
+    #[arg(long, value_name = "FROM-TO")]
+    days: Option<Days>,
     /// Write TEMPLATE-SERVER.cedar and TEMPLATE-SERVER.test.yaml, and if the template permits calls
     /// also connect-PRINCIPAL.cedar and connect-PRINCIPAL.test.yaml, to this folder instead of
     /// standard output
@@ -82,7 +85,7 @@ pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
 
 /// The values of the options, or why the template cannot be filled with them.
 fn filling(options: &New) -> Result<Filling, &'static str> {
-    let New { template, group, client, local_user, servers, tools, folder, rate, hours, .. } =
+    let New { template, group, client, local_user, servers, tools, folder, rate, hours, days, .. } =
         options;
     let group = group.clone().map(PolicyPrincipal::Group);
     let client = client.clone().map(PolicyPrincipal::Client);
@@ -116,5 +119,6 @@ fn filling(options: &New) -> Result<Filling, &'static str> {
         folder: folder.clone(),
         rate: rate.clone(),
         hours: *hours,
+        days: days.unwrap_or(Days::ALL),
     })
 }
