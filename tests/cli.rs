@@ -66,7 +66,7 @@ fn missing_config_is_an_error_with_a_remedy() {
     let (code, out, err) = run(dir.path(), &["client", "ls", "-c", "else/where.toml"]);
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.contains("config-unreadable") && err.contains("else/where.toml"), "{err}");
-    assert!(err.contains("--config"), "{err}");
+    assert!(err.contains("--config") && err.contains("portcullis init"), "{err}");
     let (code, out, _) = run(dir.path(), &["check", "--format", "json"]);
     let found: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &found[0]["code"]), (11, &"config-unreadable".into()));
@@ -159,6 +159,58 @@ fn check_finds_servers_without_a_launch_permit() {
     fs::write(dir.path().join("policies/start.cedar"), bounded).unwrap();
     let (code, out, _) = run(dir.path(), &["check"]);
     assert_eq!(code, 0, "{out}");
+}
+
+#[test]
+fn deviation_without_a_permit_is_found_and_explained() {
+    let dir = folder("[servers.a]\ncommand = ['true']\nruntime = 'sandbox'\nmounts = ['data:/data']\n");
+    let dir = dir.path();
+    fs::create_dir(dir.join("data")).unwrap();
+    let policy = |condition: &str| {
+        let text = format!(
+            "@id(\"a.launch\")\npermit (principal == Portcullis::Server::\"a\", action == \
+             Portcullis::Action::\"launch\", resource)\nwhen {{ {condition} }};\n"
+        );
+        fs::write(dir.join("policies/a.cedar"), text).unwrap();
+    };
+    policy("[\"egress\"].containsAll(resource.deviations)");
+    let (code, out, _) = run(dir, &["check", "--format", "json"]);
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, found.as_array().unwrap().len()), (11, 1), "{out}");
+    assert_eq!(found[0]["message"], "no policy lets the server `a` start with `mounts`");
+    assert_eq!((&found[0]["code"], &found[0]["line"]), (&"config-not-permitted".into(), &4.into()));
+    let help = found[0]["help"].as_str().unwrap();
+    assert!(help.contains("`a.launch` (policies/a.cedar:1)"), "{help}");
+    let why = "no policy permits it with `mounts`; `a.launch` (policies/a.cedar:1) permits it without";
+    for args in [&["server", "inspect", "a"] as &[_], &["policy", "can-i", "--as", "server:a", "launch"]] {
+        let (_, out, err) = run(dir, args);
+        assert!(out.contains(why), "{args:?}: {out}{err}");
+    }
+    let (_, _, err) = run(dir, &["tools", "ls"]);
+    assert!(!err.contains("panicked"), "{err}");
+    // Whether these hold is known at the start only, or another check has a finding.
+    for condition in [
+        "[\"mounts\"].containsAll(resource.deviations)",
+        "resource has digest && resource.digest == \"sha256:00\"",
+    ] {
+        policy(condition);
+        let (code, out, _) = run(dir, &["check"]);
+        assert_eq!(code, 0, "{condition}: {out}");
+    }
+}
+
+#[test]
+fn unknown_server_is_answered_with_the_known_ones() {
+    let dir = folder("[servers.one]\ncommand = ['true']\n[servers.two]\ncommand = ['true']\n");
+    for (name, text) in [
+        ("twoo", "there is no server `twoo`; did you mean `two`?"),
+        ("elsewhere", "there is no server `elsewhere`; the config has `one`, `two`"),
+    ] {
+        let (code, _, err) = run(dir.path(), &["server", "rm", name]);
+        assert!(code == 1 && err.contains(text), "{err}");
+    }
+    let (code, _, err) = run(folder("").path(), &["server", "rm", "one"]);
+    assert!(code == 1 && err.contains("`portcullis add` adds a server"), "{err}");
 }
 
 #[test]
@@ -726,6 +778,30 @@ fn empty_list_of_tools_names_the_missing_policy() {
     assert!(err.contains("`portcullis add`"), "{err}");
 }
 
+#[test]
+fn list_without_a_proxy_shows_why_a_server_failed() {
+    let dir = folder("[servers.bad]\ncommand = ['sh', '-c', 'echo no license >&2; exit 3']\nruntime = 'sandbox'\n");
+    let dir = dir.path();
+    fs::write(dir.join("policies/a.cedar"), "permit (principal, action, resource);").unwrap();
+    let (code, _, err) = run(dir, &["tools", "ls"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("bad: no license"), "{err}");
+    assert!(err.contains("the tools of server `bad` are missing: "), "{err}");
+    // A pipe that nobody reads is the end of the server, and no error of its own.
+    assert!(!err.contains("Broken pipe"), "{err}");
+}
+
+#[test]
+fn export_into_an_existing_file_is_refused_with_a_remedy() {
+    let dir = folder("");
+    let (code, ..) = run(dir.path(), &["tools", "ls"]);
+    assert_eq!(code, 10);
+    fs::write(dir.path().join("out.csv"), "mine").unwrap();
+    let (code, _, err) = run(dir.path(), &["audit", "export", "--output", "out.csv"]);
+    assert!(code == 1 && err.contains("out.csv exists already: name another file"), "{err}");
+    assert_eq!(fs::read(dir.path().join("out.csv")).unwrap(), b"mine");
+}
+
 /// The processes with this path among their arguments that run the proxy.
 fn proxies_of(config: &Path) -> Vec<i32> {
     let config = config.to_str().unwrap();
@@ -751,6 +827,9 @@ fn clients_without_a_proxy_start_one_and_share_it() {
     let connect = ["client", "connect", "claude-code", "--file", "client.json", "--yes"];
     let (code, _, err) = run_at_home(dir, &connect);
     assert_eq!(code, 0, "{err}");
+    assert!(err.contains("It starts the proxy in the background if none runs."), "{err}");
+    let (code, _, err) = run(dir, &["stop"]);
+    assert!(code == 1 && err.contains("no proxy runs with this config"), "{err}");
     let file = fs::read(dir.join("client.json")).unwrap();
     let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
     let entry = &file["mcpServers"]["portcullis"];
@@ -772,9 +851,15 @@ fn clients_without_a_proxy_start_one_and_share_it() {
     let answers = clients.map(|child| child.wait_with_output().unwrap());
     let proxies = proxies_of(&dir.join("portcullis.toml"));
     let after = client().wait_with_output().unwrap();
-    for pid in &proxies {
+    let (code, _, err) = run(dir, &["stop"]);
+    let left = proxies_of(&dir.join("portcullis.toml"));
+    for pid in &left {
         kill(Pid::from_raw(*pid), Signal::SIGTERM).unwrap();
     }
+    assert!(code == 0 && err.contains("The proxy has stopped."), "{err}");
+    assert!(left.is_empty(), "{left:?}");
+    let (_, records, _) = run(dir, &["audit", "query", "kind = event", "--format", "json"]);
+    assert!(records.contains("/v1/stop"), "{records}");
     for output in answers.iter().chain([&after]) {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains("\"serverInfo\""), "{output:?}");

@@ -50,6 +50,15 @@ fn set_in_a_scope_is_refused_with_a_remedy() {
 }
 
 #[test]
+fn error_of_many_actions_is_one_finding() {
+    let policy = r#"@id("a") permit (principal, action in Portcullis::Action::"use", resource)
+when { context.weekend };"#;
+    let found = findings(&[("a.cedar", policy)]);
+    assert_eq!(found.matches("policy-invalid").count(), 1, "{found}");
+    assert!(found.contains("attribute `weekend` in context"), "{found}");
+}
+
+#[test]
 fn unknown_names_get_a_suggestion() {
     assert_snapshot!(findings(&[("a.cedar", r#"@id("a")
 permit (principal is Portcullis::Cleint, action, resource);

@@ -70,7 +70,7 @@ impl Args {
             return Ok(());
         }
         let name = match (self.server.as_slice(), &self.name) {
-            ([name], None) => name.parse().map_err(|error| Usage(format!("`{name}`: {error}")))?,
+            ([name], None) => name.parse().map_err(|error| Usage(format!("{error}")))?,
             _ => return Err(Usage(format!("name one server:\n{USAGE}")).into()),
         };
         self.name = Some(name);

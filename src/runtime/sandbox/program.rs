@@ -247,6 +247,8 @@ mod tests {
         program(&at("venv/bin/server"), &format!("#!{}\n", at("venv/bin/python").display()));
         fs::write(at("venv/pyvenv.cfg"), "").unwrap();
         symlink(at("python/bin/python3.99"), at("venv/bin/python")).unwrap();
+        program(&at("uv/bin/uvx"), "binary");
+        program(&at("uv/bin/uv"), "binary");
         fs::create_dir_all(at("links")).unwrap();
         symlink(at("venv/bin/server"), at("links/server")).unwrap();
         program(&at("app/node_modules/pkg/index.js"), "#!/bin/sh\n");
@@ -255,6 +257,7 @@ mod tests {
         let python = ["venv", "python/bin/python3.99", "python/lib"];
         for (word, exec, mounted) in [
             ("plain/bin/tool", "plain/bin/tool", &["plain/bin/tool"][..]),
+            ("uv/bin/uvx", "uv/bin/uvx", &["uv/bin/uvx", "uv/bin/uv"]),
             ("venv/bin/server", "venv/bin/server", &python),
             ("links/server", "venv/bin/server", &python),
             ("app/node_modules/.bin/pkg", "app/node_modules/.bin/pkg", &["app/node_modules"]),
