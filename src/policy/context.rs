@@ -415,7 +415,7 @@ mod tests {
 
     /// The day of the week by counting days since a Thursday.
     fn weekday_of(now: Timestamp) -> i64 {
-        (now.as_second().div_euclid(86_400) + 3).rem_euclid(7) + 1
+        (now.as_millisecond().div_euclid(86_400_000) + 3).rem_euclid(7) + 1
     }
 
     #[test]

@@ -113,7 +113,7 @@ fn set_help(text: &str, offset: Option<usize>) -> String {
     let part = ["principal", "resource"].into_iter().filter_map(at).max();
     let part = part.map_or("resource", |(_, word)| word);
     format!(
-        "only `action` takes a list there: write `{part},` and the condition `when {{ {part} in […] }}`"
+        "only `action` takes a list: write `{part}`, and `when {{ {part} in […] }}`"
     )
 }
 

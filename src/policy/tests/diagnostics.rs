@@ -42,10 +42,10 @@ fn set_in_a_scope_is_refused_with_a_remedy() {
      1 │ permit (principal, action, resource in [Portcullis::Server::"a"]);
        ·                                        ─────────────────────────
        ╰────
-      help: only `action` takes a list there: write `resource,` and the condition `when { resource in […] }`
+      help: only `action` takes a list: write `resource`, and `when { resource in […] }`
     "#);
     let policy = r#"permit (principal in [Portcullis::Group::"a"], action, resource);"#;
-    let help = "write `principal,` and the condition `when { principal in […] }`";
+    let help = "write `principal`, and `when { principal in […] }`";
     assert!(findings(&[("a.cedar", policy)]).contains(help));
 }
 

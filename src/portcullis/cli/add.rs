@@ -6,9 +6,10 @@ use super::{
     Context, Exit, Usage,
     adding::{AddOptions, ClientOptions, Offer, locate, take},
     catalog::{Workspace, catalogs, fetch, picked, placed},
+    client::{NewConnection, kinds},
 };
-use crate::manage::catalog_search;
-use portcullis_catalog::{Image, Named, Reference, of_image, read};
+use crate::manage::{catalog_search, init};
+use portcullis_catalog::{Image, Named, Reference, client_files::ClientKind, of_image, read};
 use portcullis_protocol::names::ServerName;
 use url::Url;
 
@@ -34,6 +35,14 @@ pub struct Args {
     /// Set a variable of the server, for a command and an image; repeatable. Secrets: `--secret`
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
+    /// Connect this MCP client, too, as `client connect` does, as a client of the group
+    #[arg(
+        long,
+        value_name = "CLIENT",
+        value_parser = kinds(),
+        conflicts_with_all = ["client", "local_user", "dry_run"]
+    )]
+    connect: Option<&'static ClientKind>,
     #[command(flatten)]
     clients: ClientOptions,
     #[command(flatten)]
@@ -48,6 +57,11 @@ fn variable(text: &str) -> Result<(String, String), String> {
 /// Adds the server.
 pub async fn run(mut args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     args.take_name_of_command()?;
+    let connection = args.connection(ctx)?;
+    if let Some(connection) = &connection {
+        connection.check()?;
+    }
+    let makes_gateway = !ctx.config.exists();
     let mut workspace = Workspace::open(ctx)?;
     let mut offer = match args.server.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => args.named(Named::Command(&args.command))?,
@@ -59,8 +73,15 @@ pub async fn run(mut args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         [name] => args.of_catalog(ctx, &workspace, name).await?,
         _ => return Err(Usage(format!("name one server:\n{USAGE}")).into()),
     };
-    offer.clients = args.clients.policy()?;
-    Ok(take(ctx, &mut workspace, offer, &args.add_options).await?.1)
+    offer.clients = args.clients.policy(connection.is_some())?;
+    let exit = take(ctx, &mut workspace, offer, &args.add_options).await?.1;
+    if makes_gateway && ctx.config.exists() {
+        init::ignore_state(&workspace.base)?;
+    }
+    match connection.filter(|_| exit == Exit::Ok) {
+        Some(connection) => connection.connect(ctx).await,
+        None => Ok(exit),
+    }
 }
 
 impl Args {
@@ -76,6 +97,16 @@ impl Args {
         self.name = Some(name);
         self.server.clear();
         Ok(())
+    }
+
+    /// The client to connect.
+    fn connection(&self, ctx: &Context) -> anyhow::Result<Option<NewConnection>> {
+        let Some(kind) = self.connect else { return Ok(None) };
+        if ctx.is_json() {
+            return Err(Usage("`--connect` prints text: use `client connect` for JSON".into()).into());
+        }
+        let (group, yes) = (self.clients.group()?, self.add_options.yes);
+        Ok(Some(NewConnection { kind, group, yes }))
     }
 
     fn env(&self) -> BTreeMap<String, String> {

@@ -2,6 +2,8 @@
 
 mod connection;
 
+pub(super) use connection::{NewConnection, kinds};
+
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;

@@ -49,15 +49,29 @@ pub(in crate::cli) struct ClientPolicy {
     template: Template,
     principal: PolicyPrincipal,
     tools: Vec<ToolName>,
+    /// Whether the same command connects a client.
+    connects_one: bool,
 }
 
 impl ClientOptions {
-    /// The policy; `None` if clients get no permissions.
+    /// The group of the clients.
     ///
     /// # Errors
     /// [`Usage`]: the default group is invalid, which is a fault of the program.
-    pub fn policy(&self) -> Result<Option<ClientPolicy>, Usage> {
-        let Self { group, client, local_user, permit, call } = self;
+    pub fn group(&self) -> Result<Group, Usage> {
+        match &self.group {
+            Some(group) => Ok(group.clone()),
+            None => crate::cli::AGENTS.parse().map_err(|error| Usage(format!("{error}"))),
+        }
+    }
+
+    /// The policy; `None` if clients get no permissions. `connects_one`: whether the same command
+    /// connects a client.
+    ///
+    /// # Errors
+    /// [`Usage`]: the default group is invalid, which is a fault of the program.
+    pub fn policy(&self, connects_one: bool) -> Result<Option<ClientPolicy>, Usage> {
+        let Self { client, local_user, permit, call, .. } = self;
         let template = match (permit, call.is_empty()) {
             (_, false) => Template::NamedTools,
             (Permit::ReadOnly, _) => Template::ReadOnly,
@@ -68,12 +82,9 @@ impl ClientOptions {
         let client = client.clone().map(PolicyPrincipal::Client);
         let principal = match client.or(local_user.clone().map(PolicyPrincipal::LocalUser)) {
             Some(principal) => principal,
-            None => PolicyPrincipal::Group(match group {
-                Some(group) => group.clone(),
-                None => crate::cli::AGENTS.parse().map_err(|error| Usage(format!("{error}")))?,
-            }),
+            None => PolicyPrincipal::Group(self.group()?),
         };
-        Ok(Some(ClientPolicy { template, principal, tools: call.clone() }))
+        Ok(Some(ClientPolicy { template, principal, tools: call.clone(), connects_one }))
     }
 }
 
@@ -87,13 +98,13 @@ impl ClientPolicy {
         }
     }
 
-    /// The option of `client connect` that connects such a client; `None` for the local user.
+    /// The command that connects such a client; `None` for the local user, or if this one does.
     pub(super) fn connects(&self) -> Option<String> {
         match &self.principal {
-            PolicyPrincipal::Group(group) => {
+            PolicyPrincipal::Group(group) if !self.connects_one => {
                 Some(format!("portcullis client connect claude-code --group {group}"))
             }
-            PolicyPrincipal::Client(_) | PolicyPrincipal::LocalUser(_) => None,
+            _ => None,
         }
     }
 

@@ -83,7 +83,42 @@ pub(super) struct Disconnect {
     selection: Selection,
 }
 
-fn kinds() -> impl TypedValueParser<Value = &'static ClientKind> {
+/// A client that is connected together with the server that it uses.
+pub(in crate::cli) struct NewConnection {
+    pub kind: &'static ClientKind,
+    /// The group whose policies apply to it.
+    pub group: Group,
+    /// Whether the change is confirmed already.
+    pub yes: bool,
+}
+
+impl NewConnection {
+    fn selection(&self) -> Selection {
+        Selection { kind: self.kind, project: None, file: None, yes: self.yes, dry_run: false }
+    }
+
+    /// Checks the client's config file, before the server is added.
+    ///
+    /// # Errors
+    /// The file cannot be changed.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let file = self.selection().read()?;
+        let text = file.text.as_deref().unwrap_or_default();
+        self.kind.find(text, ENTRY).map_err(|problem| at(&file, &problem))?;
+        Ok(())
+    }
+
+    /// Connects the client, unless it is connected already.
+    pub async fn connect(self, ctx: &Context) -> anyhow::Result<Exit> {
+        let selection = self.selection();
+        let found = Located::with(ctx.load()?).await;
+        let known = connections(&found)?.find(self.kind, &selection.path()?)?.is_some();
+        let groups = if known { Vec::new() } else { vec![self.group] };
+        connect(Connect { selection, name: None, groups, url: None, entry: None }, ctx).await
+    }
+}
+
+pub(in crate::cli) fn kinds() -> impl TypedValueParser<Value = &'static ClientKind> {
     let values = CLIENTS.iter().map(|kind| PossibleValue::new(kind.name).help(kind.title));
     PossibleValuesParser::new(values)
         .try_map(|name: String| named(&name).ok_or("this is not a supported client"))
