@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
     process::{Command, Output, Stdio},
@@ -867,4 +867,85 @@ fn clients_without_a_proxy_start_one_and_share_it() {
     assert_eq!(proxies.len(), 1, "{proxies:?}");
     let log = fs::read_to_string(dir.join(".portcullis/background.log")).unwrap();
     assert!(log.contains("portcullis listens on"), "{log}");
+}
+
+/// The commands of the first console block behind a heading of a page.
+fn commands_of(page: &str, heading: &str) -> Vec<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(page);
+    let text = fs::read_to_string(page).unwrap();
+    let section = text.split(heading).nth(1).unwrap();
+    let block = section.split("```console\n").nth(1).unwrap().split("```").next().unwrap();
+    block.lines().map(|line| line.strip_prefix("$ ").unwrap().to_owned()).collect()
+}
+
+/// The first steps of the docs, with a server that needs no network.
+#[test]
+fn first_steps_of_the_docs_lead_to_a_recorded_call() {
+    let single = commands_of("docs/start/quickstart.md", "The same in single steps:");
+    let one = commands_of("README.md", "## Your own gateway");
+    assert_eq!((one.len(), single.len()), (1, 3));
+    assert_eq!(commands_of("docs/start/quickstart.md", "# Quickstart"), one);
+    for commands in [one, single] {
+        let home = folder_with_home();
+        let dir = home.path().join("empty");
+        fs::create_dir(&dir).unwrap();
+        let server = "--name notes -- portcullis example-server notes";
+        let script = commands.join("\n").replace("-- uvx mcp-server-time", server);
+        assert!(script.contains(server), "{script}");
+        let script = format!("set -e\nportcullis() {{ \"$PORTCULLIS\" \"$@\"; }}\n{script}\npwd\n")
+            .replace("portcullis add", "portcullis add --yes")
+            .replace("client connect claude-code", "client connect claude-code --yes");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).current_dir(&dir).env_remove("PORTCULLIS_CONFIG");
+        shell.env("PORTCULLIS", assert_cmd::cargo::cargo_bin!("portcullis"));
+        shell.env("HOME", home.path()).env_remove("XDG_CONFIG_HOME");
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{script}{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let gateway = std::path::PathBuf::from(text.lines().last().unwrap());
+        assert!(gateway.join(".gitignore").exists() && gateway.starts_with(&dir), "{text}");
+
+        // Other tests use the usual port.
+        let client = home.path().join(".claude.json");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let text = fs::read_to_string(&client).unwrap().replace(":8811/", &format!(":{port}/"));
+        let address = format!("127.0.0.1:{port}");
+        let (code, _, err) = run(&gateway, &["config", "set", "listen.http", &address]);
+        assert_eq!(code, 0, "{err}");
+        let (code, _, err) = run(&gateway, &["config", "set", "servers.notes.runtime", "sandbox"]);
+        assert_eq!(code, 0, "{err}");
+        let client: Value = serde_json::from_str(&text).unwrap();
+        let entry = &client["mcpServers"]["portcullis"];
+        let words = entry["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+        let mut child = Command::new(entry["command"].as_str().unwrap())
+            .args(words)
+            .current_dir("/")
+            .env_remove("PORTCULLIS_CONFIG")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let messages = [
+            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"c","version":"1"}}}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
+            r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"notes__list_notes","arguments":{}}}"#,
+        ];
+        let mut input = child.stdin.take().unwrap();
+        let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+        for message in messages {
+            writeln!(input, "{message}").unwrap();
+            if message.contains("\"id\"") {
+                let answer = answers.next().unwrap().unwrap();
+                assert!(answer.contains("\"result\""), "{answer}");
+                assert!(!answer.contains("\"isError\":true"), "{answer}");
+            }
+        }
+        drop(input);
+        assert!(child.wait().unwrap().success());
+        let query = ["audit", "query", "client = claude-code and decision = allowed", "--count"];
+        let (code, count, err) =
+            run(&gateway, &[&query[..], &["--method", "tools/call"]].concat());
+        let (stopped, _, problem) = run(&gateway, &["stop"]);
+        assert_eq!((code, count.trim(), stopped), (0, "1", 0), "{err}{problem}");
+    }
 }
