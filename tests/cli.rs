@@ -802,6 +802,51 @@ fn export_into_an_existing_file_is_refused_with_a_remedy() {
     assert_eq!(fs::read(dir.path().join("out.csv")).unwrap(), b"mine");
 }
 
+#[test]
+fn call_whose_server_may_not_start_is_recorded_with_server_and_tool() {
+    let dir = folder(
+        "[servers.notes]\ncommand = ['portcullis', 'example-server', 'notes']\nruntime = 'sandbox'\n",
+    );
+    let dir = dir.path();
+    let calls = "permit (principal, action in [Portcullis::Action::\"connect\", Portcullis::Action::\"use\"], resource);";
+    fs::write(dir.join("policies/a.cedar"), calls).unwrap();
+    let (code, _, err) = run(dir, &["tools", "call", "notes__add_note", "{\"text\": \"/etc/x\"}"]);
+    assert_eq!(code, 10, "{err}");
+    let query = ["audit", "query", "method = tools/call", "--group", "server,tool,code"];
+    let (_, out, _) = run(dir, &query);
+    assert!(out.contains("notes   add_note  policy-denied"), "{out}");
+    // Nothing was kept, and an empty answer says so.
+    let (code, _, err) = run(dir, &["audit", "query", "arguments contains \"/etc\""]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("only where a policy has `@keep`"), "{err}");
+}
+
+#[test]
+fn missing_engine_is_reported_once_for_an_image() {
+    let image = format!("a.example/b@sha256:{}", "0".repeat(64));
+    let dir = folder(&format!(
+        "[engine]\nhost = 'unix:///nowhere.sock'\n[servers.a]\nimage = '{image}'\n"
+    ));
+    let dir = dir.path();
+    fs::write(dir.join("policies/a.cedar"), "permit (principal, action, resource);").unwrap();
+    let (code, out, err) = run(dir, &["run", "--dry-run"]);
+    let line = err.lines().rfind(|line| line.starts_with("server `a`: ")).unwrap();
+    assert_eq!((code, line.matches("no container engine answers").count()), (1, 1), "{out}{err}");
+    // A sandbox cannot run an image.
+    assert!(!err.contains("runtime = \"sandbox\""), "{err}");
+}
+
+#[test]
+fn port_in_use_is_an_error_with_a_command() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let dir = folder(&format!("[listen]\nhttp = '{address}'\n"));
+    let (code, _, err) = run(dir.path(), &["run"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains(&format!("cannot listen on {address}")), "{err}");
+    assert!(err.contains("portcullis config set listen.http HOST:PORT"), "{err}");
+}
+
 /// The processes with this path among their arguments that run the proxy.
 fn proxies_of(config: &Path) -> Vec<i32> {
     let config = config.to_str().unwrap();
