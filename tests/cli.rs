@@ -163,7 +163,8 @@ fn check_finds_servers_without_a_launch_permit() {
 
 #[test]
 fn deviation_without_a_permit_is_found_and_explained() {
-    let dir = folder("[servers.a]\ncommand = ['true']\nruntime = 'sandbox'\nmounts = ['data:/data']\n");
+    let dir =
+        folder("[servers.a]\ncommand = ['true']\nruntime = 'sandbox'\nmounts = ['data:/data']\n");
     let dir = dir.path();
     fs::create_dir(dir.join("data")).unwrap();
     let policy = |condition: &str| {
@@ -181,8 +182,11 @@ fn deviation_without_a_permit_is_found_and_explained() {
     assert_eq!((&found[0]["code"], &found[0]["line"]), (&"config-not-permitted".into(), &4.into()));
     let help = found[0]["help"].as_str().unwrap();
     assert!(help.contains("`a.launch` (policies/a.cedar:1)"), "{help}");
-    let why = "no policy permits it with `mounts`; `a.launch` (policies/a.cedar:1) permits it without";
-    for args in [&["server", "inspect", "a"] as &[_], &["policy", "can-i", "--as", "server:a", "launch"]] {
+    let why =
+        "no policy permits it with `mounts`; `a.launch` (policies/a.cedar:1) permits it without";
+    for args in
+        [&["server", "inspect", "a"] as &[_], &["policy", "can-i", "--as", "server:a", "launch"]]
+    {
         let (_, out, err) = run(dir, args);
         assert!(out.contains(why), "{args:?}: {out}{err}");
     }
@@ -780,7 +784,9 @@ fn empty_list_of_tools_names_the_missing_policy() {
 
 #[test]
 fn list_without_a_proxy_shows_why_a_server_failed() {
-    let dir = folder("[servers.bad]\ncommand = ['sh', '-c', 'echo no license >&2; exit 3']\nruntime = 'sandbox'\n");
+    let dir = folder(
+        "[servers.bad]\ncommand = ['sh', '-c', 'echo no license >&2; exit 3']\nruntime = 'sandbox'\n",
+    );
     let dir = dir.path();
     fs::write(dir.join("policies/a.cedar"), "permit (principal, action, resource);").unwrap();
     let (code, _, err) = run(dir, &["tools", "ls"]);
@@ -988,8 +994,7 @@ fn first_steps_of_the_docs_lead_to_a_recorded_call() {
         drop(input);
         assert!(child.wait().unwrap().success());
         let query = ["audit", "query", "client = claude-code and decision = allowed", "--count"];
-        let (code, count, err) =
-            run(&gateway, &[&query[..], &["--method", "tools/call"]].concat());
+        let (code, count, err) = run(&gateway, &[&query[..], &["--method", "tools/call"]].concat());
         let (stopped, _, problem) = run(&gateway, &["stop"]);
         assert_eq!((code, count.trim(), stopped), (0, "1", 0), "{err}{problem}");
     }

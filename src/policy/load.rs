@@ -112,9 +112,7 @@ fn set_help(text: &str, offset: Option<usize>) -> String {
     let at = |word| before.rfind(word).map(|at| (at, word));
     let part = ["principal", "resource"].into_iter().filter_map(at).max();
     let part = part.map_or("resource", |(_, word)| word);
-    format!(
-        "only `action` takes a list: write `{part}`, and `when {{ {part} in […] }}`"
-    )
+    format!("only `action` takes a list: write `{part}`, and `when {{ {part} in […] }}`")
 }
 
 /// Validates files as one set, if there are no findings from before.

@@ -355,7 +355,8 @@ fn removal_names_the_policies_that_stay() {
     let dir = gateway();
     let dir = dir.path();
     ok(dir, &["add", "--permit", "nothing", "time", "--", "x-server"]);
-    let new = ["policy", "new", "read-only", "--group", "a", "--server", "time", "--dir", "policies"];
+    let new =
+        ["policy", "new", "read-only", "--group", "a", "--server", "time", "--dir", "policies"];
     ok(dir, &new);
     let out = ok(dir, &["server", "rm", "time"]);
     assert!(out.contains("kept policies/read-only-time.cedar, which names the server"), "{out}");

@@ -16,8 +16,8 @@ use cedar_policy::{EntityId, EntityTypeName, EntityUid};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use self::starts::Starts;
 pub use self::starts::START_EVENTS;
+use self::starts::Starts;
 use super::replay::{Recorded, SkipReason};
 use portcullis_audit::record::{Entry, RULES, Record};
 use portcullis_policy::{Action, Finding, Target, Verdict};
@@ -203,7 +203,8 @@ impl Learner {
             policies,
             cases: cases::cases(&self, file),
             calls: self.calls,
-            rules: self.uses.len() + self.started().map(|(_, starts)| starts.policies()).sum::<usize>(),
+            rules: self.uses.len()
+                + self.started().map(|(_, starts)| starts.policies()).sum::<usize>(),
             not_started: self.not_started().map(str::to_owned).collect(),
             left_out: self.left_out,
             obliged: self.obliged,

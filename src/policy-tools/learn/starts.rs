@@ -82,8 +82,7 @@ impl Starts {
 
     /// Number of policies that [`Starts::write`] writes.
     pub fn policies(&self) -> usize {
-        let parts =
-            [self.programs.is_empty(), self.secrets.is_empty(), self.hosts.is_empty()];
+        let parts = [self.programs.is_empty(), self.secrets.is_empty(), self.hosts.is_empty()];
         parts.iter().filter(|is_empty| !**is_empty).count()
     }
 
@@ -100,7 +99,12 @@ impl Starts {
         };
         if !self.programs.is_empty() {
             let all: Vec<_> = self.programs.iter().map(|(program, of)| program.shown(of)).collect();
-            policy("launch", "launch", "It starts as recorded, and not from another file.", &either(all));
+            policy(
+                "launch",
+                "launch",
+                "It starts as recorded, and not from another file.",
+                &either(all),
+            );
         }
         if !self.secrets.is_empty() {
             let all = self.secrets.iter().map(|name| uid("Secret", &format!("{server}/{name}")));

@@ -164,7 +164,8 @@ fn too_weak(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<BoxedD
         let program = launcher.program_of(name, settings, None).ok()?;
         let program = program.for_policies(&launcher.placement(settings));
         let refused = policies.refused_deviations(name, &program)?;
-        let message = format!("no policy lets the server `{name}` start with {}", refused.quoted('`'));
+        let message =
+            format!("no policy lets the server `{name}` start with {}", refused.quoted('`'));
         let key = refused.keys.first().map_or_else(String::new, |key| key.replace('.', "/"));
         let pointer = format!("/servers/{name}/{key}");
         let help = format!(
@@ -175,7 +176,13 @@ fn too_weak(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<BoxedD
         );
         Some(boxed(loaded.finding(&pointer, Code::NotPermitted, message).warning().help(help)))
     };
-    loaded.config.servers.iter().filter(|(_, settings)| settings.url.is_none()).filter_map(finding).collect()
+    loaded
+        .config
+        .servers
+        .iter()
+        .filter(|(_, settings)| settings.url.is_none())
+        .filter_map(finding)
+        .collect()
 }
 
 /// Diagnostic for a finding of the policies. A finding without a policy text points to the config's

@@ -30,14 +30,8 @@ use portcullis_gateway::{GatewayBuilder, Purpose, admin};
 use portcullis_protocol::names::ServerName;
 use portcullis_upstream::Server;
 
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+pub enum Verb {
     /// List the servers with runtime and state
     Ls(ProxyArgs),
     /// Show the permissions of a server, the config line of each, and whether policies permit its start
@@ -140,8 +134,8 @@ enum Verb {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    match args.verb {
+pub async fn run(verb: Verb, ctx: &Context) -> anyhow::Result<Exit> {
+    match verb {
         // This command creates the config, which may not exist yet.
         Verb::Import(args) => catalog::import(args, ctx).await,
         Verb::Lock(which) => images::lock(ctx, &which, LockMode::Lock).await,

@@ -221,8 +221,9 @@ async fn in_new_proxy(
     let answer = one_shot::send(&proxy, principal, text).await;
     let states = proxy.servers.states().await;
     for server in proxy.router.servers(&View::All) {
-        let is_failed =
-            states.iter().any(|state| state["name"] == server.name.as_str() && state["state"] == "failed");
+        let is_failed = states
+            .iter()
+            .any(|state| state["name"] == server.name.as_str() && state["state"] == "failed");
         if is_failed {
             show_log_end(ctx, &server);
         }

@@ -34,10 +34,9 @@ pub fn unknown(loaded: &Loaded, name: &ServerName) -> anyhow::Error {
         None if names.is_empty() => anyhow::anyhow!(
             "there is no server `{name}`, and no other one: `portcullis add` adds a server"
         ),
-        None => anyhow::anyhow!(
-            "there is no server `{name}`; the config has `{}`",
-            names.join("`, `")
-        ),
+        None => {
+            anyhow::anyhow!("there is no server `{name}`; the config has `{}`", names.join("`, `"))
+        }
     }
 }
 

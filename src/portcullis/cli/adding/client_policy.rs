@@ -4,24 +4,17 @@ use std::{collections::BTreeSet, path::Path};
 
 use super::planned_server::PlannedServer;
 use crate::{
-    cli::{Reports, Usage},
+    cli::{Reports, Usage, principal::PrincipalArgs},
     manage::new_files::{NewFile, plan},
 };
-use portcullis_policy_tools::{Days, Filling, PolicyPrincipal, Template, ToolName, UserName, make};
-use portcullis_protocol::names::{ClientName, Group};
+use portcullis_policy_tools::{Days, Filling, PolicyPrincipal, Template, ToolName, make};
+use portcullis_protocol::names::Group;
 
 /// Options about the clients of an added server.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct ClientOptions {
-    /// Let the clients of this group use the server. Default: the group `agents`
-    #[arg(long, value_name = "GROUP", group = "principal")]
-    group: Option<Group>,
-    /// Let this client use the server
-    #[arg(long, value_name = "CLIENT", group = "principal")]
-    client: Option<ClientName>,
-    /// Let this user use the server, who runs the proxy and uses `portcullis tools` or `connect`
-    #[arg(long, value_name = "USER", group = "principal")]
-    local_user: Option<UserName>,
+    #[command(flatten)]
+    principal: PrincipalArgs,
     /// What they may do
     #[arg(long, value_enum, default_value_t = Permit::ReadOnly)]
     permit: Permit,
@@ -59,7 +52,7 @@ impl ClientOptions {
     /// # Errors
     /// [`Usage`]: the default group is invalid, which is a fault of the program.
     pub fn group(&self) -> Result<Group, Usage> {
-        match &self.group {
+        match &self.principal.group {
             Some(group) => Ok(group.clone()),
             None => crate::cli::AGENTS.parse().map_err(|error| Usage(format!("{error}"))),
         }
@@ -71,7 +64,7 @@ impl ClientOptions {
     /// # Errors
     /// [`Usage`]: the default group is invalid, which is a fault of the program.
     pub fn policy(&self, connects_one: bool) -> Result<Option<ClientPolicy>, Usage> {
-        let Self { client, local_user, permit, call, .. } = self;
+        let Self { principal, permit, call } = self;
         let template = match (permit, call.is_empty()) {
             (_, false) => Template::NamedTools,
             (Permit::ReadOnly, _) => Template::ReadOnly,
@@ -79,8 +72,7 @@ impl ClientOptions {
             (Permit::RateLimit, _) => Template::RateLimit,
             (Permit::Nothing, _) => return Ok(None),
         };
-        let client = client.clone().map(PolicyPrincipal::Client);
-        let principal = match client.or(local_user.clone().map(PolicyPrincipal::LocalUser)) {
+        let principal = match principal.principal() {
             Some(principal) => principal,
             None => PolicyPrincipal::Group(self.group()?),
         };

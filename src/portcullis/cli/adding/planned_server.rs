@@ -104,7 +104,9 @@ impl Policies {
 
     fn digest(&self, server: &Server) -> Option<String> {
         match self {
-            Self::Written { .. } | Self::Same => Some(lock::digest(start_policy(server).as_bytes())),
+            Self::Written { .. } | Self::Same => {
+                Some(lock::digest(start_policy(server).as_bytes()))
+            }
             Self::Nowhere | Self::There(_) | Self::Changed(..) => None,
         }
     }

@@ -401,7 +401,8 @@ mod tests {
             std::future::pending::<()>().await;
         })
         .await;
-        let remedy = "did not answer in full within 300ms: try again later, or use a copy in a file";
+        let remedy =
+            "did not answer in full within 300ms: try again later, or use a copy in a file";
         assert_eq!(silent, format!("{url} {remedy}"));
         let (url, slow) = error(|mut stream| async move {
             let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";

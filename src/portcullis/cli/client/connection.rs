@@ -58,7 +58,7 @@ const ENTRY: &str = "portcullis";
 
 /// Options of `connect`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Connect {
+pub struct Connect {
     #[command(flatten)]
     selection: Selection,
     /// Name of the client in policies and audit records. Default: CLIENT, with the name of the
@@ -78,7 +78,7 @@ pub(super) struct Connect {
 
 /// Options of `disconnect`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Disconnect {
+pub struct Disconnect {
     #[command(flatten)]
     selection: Selection,
 }
@@ -311,10 +311,7 @@ pub(super) async fn connect(options: Connect, ctx: &Context) -> anyhow::Result<E
         true => "It starts the proxy in the background if none runs.",
         false => "It needs a running proxy.",
     };
-    ctx.note(format!(
-        "{} is connected, as the client `{name}`. Restart it. {proxy}",
-        kind.title
-    ));
+    ctx.note(format!("{} is connected, as the client `{name}`. Restart it. {proxy}", kind.title));
     if !is_in_group {
         ctx.note(format!(
             "Policies decide what it may do: `portcullis policy new read-only --client {name} --server SERVER`."

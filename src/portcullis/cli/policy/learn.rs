@@ -122,13 +122,14 @@ fn named(path: &Path) -> anyhow::Result<String> {
 }
 
 fn create(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .with_context(|| match path.exists() {
-            true => format!("{} exists already: name another file, or remove it", path.display()),
-            false => format!("cannot make {}", path.display()),
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).open(path).with_context(|| {
+            match path.exists() {
+                true => {
+                    format!("{} exists already: name another file, or remove it", path.display())
+                }
+                false => format!("cannot make {}", path.display()),
+            }
         })?;
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -159,7 +159,11 @@ async fn begin(
     } else {
         let http = loaded.config.listen.http;
         let listener = front::http::Listener::bind(http).await;
-        let taken = || format!("cannot listen on {http}: choose another `listen.http` (`portcullis config set listen.http HOST:PORT`)");
+        let taken = || {
+            format!(
+                "cannot listen on {http}: choose another `listen.http` (`portcullis config set listen.http HOST:PORT`)"
+            )
+        };
         (Some(listener.with_context(taken)?), Purpose::Serve)
     };
     let (proxy, watcher) = assembly.start(loaded, purpose).await?;
