@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
     process::{Command, Output, Stdio},
@@ -66,7 +66,7 @@ fn missing_config_is_an_error_with_a_remedy() {
     let (code, out, err) = run(dir.path(), &["client", "ls", "-c", "else/where.toml"]);
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(err.contains("config-unreadable") && err.contains("else/where.toml"), "{err}");
-    assert!(err.contains("--config"), "{err}");
+    assert!(err.contains("--config") && err.contains("portcullis init"), "{err}");
     let (code, out, _) = run(dir.path(), &["check", "--format", "json"]);
     let found: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, &found[0]["code"]), (11, &"config-unreadable".into()));
@@ -159,6 +159,62 @@ fn check_finds_servers_without_a_launch_permit() {
     fs::write(dir.path().join("policies/start.cedar"), bounded).unwrap();
     let (code, out, _) = run(dir.path(), &["check"]);
     assert_eq!(code, 0, "{out}");
+}
+
+#[test]
+fn deviation_without_a_permit_is_found_and_explained() {
+    let dir =
+        folder("[servers.a]\ncommand = ['true']\nruntime = 'sandbox'\nmounts = ['data:/data']\n");
+    let dir = dir.path();
+    fs::create_dir(dir.join("data")).unwrap();
+    let policy = |condition: &str| {
+        let text = format!(
+            "@id(\"a.launch\")\npermit (principal == Portcullis::Server::\"a\", action == \
+             Portcullis::Action::\"launch\", resource)\nwhen {{ {condition} }};\n"
+        );
+        fs::write(dir.join("policies/a.cedar"), text).unwrap();
+    };
+    policy("[\"egress\"].containsAll(resource.deviations)");
+    let (code, out, _) = run(dir, &["check", "--format", "json"]);
+    let found: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, found.as_array().unwrap().len()), (11, 1), "{out}");
+    assert_eq!(found[0]["message"], "no policy lets the server `a` start with `mounts`");
+    assert_eq!((&found[0]["code"], &found[0]["line"]), (&"config-not-permitted".into(), &4.into()));
+    let help = found[0]["help"].as_str().unwrap();
+    assert!(help.contains("`a.launch` (policies/a.cedar:1)"), "{help}");
+    let why =
+        "no policy permits it with `mounts`; `a.launch` (policies/a.cedar:1) permits it without";
+    for args in
+        [&["server", "inspect", "a"] as &[_], &["policy", "can-i", "--as", "server:a", "launch"]]
+    {
+        let (_, out, err) = run(dir, args);
+        assert!(out.contains(why), "{args:?}: {out}{err}");
+    }
+    let (_, _, err) = run(dir, &["tools", "ls"]);
+    assert!(!err.contains("panicked"), "{err}");
+    // Whether these hold is known at the start only, or another check has a finding.
+    for condition in [
+        "[\"mounts\"].containsAll(resource.deviations)",
+        "resource has digest && resource.digest == \"sha256:00\"",
+    ] {
+        policy(condition);
+        let (code, out, _) = run(dir, &["check"]);
+        assert_eq!(code, 0, "{condition}: {out}");
+    }
+}
+
+#[test]
+fn unknown_server_is_answered_with_the_known_ones() {
+    let dir = folder("[servers.one]\ncommand = ['true']\n[servers.two]\ncommand = ['true']\n");
+    for (name, text) in [
+        ("twoo", "there is no server `twoo`; did you mean `two`?"),
+        ("elsewhere", "there is no server `elsewhere`; the config has `one`, `two`"),
+    ] {
+        let (code, _, err) = run(dir.path(), &["server", "rm", name]);
+        assert!(code == 1 && err.contains(text), "{err}");
+    }
+    let (code, _, err) = run(folder("").path(), &["server", "rm", "one"]);
+    assert!(code == 1 && err.contains("`portcullis add` adds a server"), "{err}");
 }
 
 #[test]
@@ -704,7 +760,7 @@ fn empty_list_of_tools_names_the_missing_policy() {
     let (code, _, err) = run(dir, &["tools", "ls"]);
     assert_eq!(code, 10, "{err}");
     assert!(err.contains("You act as the local user `"), "{err}");
-    assert!(err.contains("policy new read-only --local-user USER"), "{err}");
+    assert!(err.contains("policy new read-only --local-user "), "{err}");
     policies(connects);
     let (code, _, err) = run(dir, &["tools", "ls"]);
     assert_eq!(code, 0, "{err}");
@@ -724,6 +780,77 @@ fn empty_list_of_tools_names_the_missing_policy() {
     fs::write(dir.join("portcullis.toml"), "").unwrap();
     let (_, _, err) = run(dir, &["tools", "ls"]);
     assert!(err.contains("`portcullis add`"), "{err}");
+}
+
+#[test]
+fn list_without_a_proxy_shows_why_a_server_failed() {
+    let dir = folder(
+        "[servers.bad]\ncommand = ['sh', '-c', 'echo no license >&2; exit 3']\nruntime = 'sandbox'\n",
+    );
+    let dir = dir.path();
+    fs::write(dir.join("policies/a.cedar"), "permit (principal, action, resource);").unwrap();
+    let (code, _, err) = run(dir, &["tools", "ls"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("bad: no license"), "{err}");
+    assert!(err.contains("the tools of server `bad` are missing: "), "{err}");
+    // A pipe that nobody reads is the end of the server, and no error of its own.
+    assert!(!err.contains("Broken pipe"), "{err}");
+}
+
+#[test]
+fn export_into_an_existing_file_is_refused_with_a_remedy() {
+    let dir = folder("");
+    let (code, ..) = run(dir.path(), &["tools", "ls"]);
+    assert_eq!(code, 10);
+    fs::write(dir.path().join("out.csv"), "mine").unwrap();
+    let (code, _, err) = run(dir.path(), &["audit", "export", "--output", "out.csv"]);
+    assert!(code == 1 && err.contains("out.csv exists already: name another file"), "{err}");
+    assert_eq!(fs::read(dir.path().join("out.csv")).unwrap(), b"mine");
+}
+
+#[test]
+fn call_whose_server_may_not_start_is_recorded_with_server_and_tool() {
+    let dir = folder(
+        "[servers.notes]\ncommand = ['portcullis', 'example-server', 'notes']\nruntime = 'sandbox'\n",
+    );
+    let dir = dir.path();
+    let calls = "permit (principal, action in [Portcullis::Action::\"connect\", Portcullis::Action::\"use\"], resource);";
+    fs::write(dir.join("policies/a.cedar"), calls).unwrap();
+    let (code, _, err) = run(dir, &["tools", "call", "notes__add_note", "{\"text\": \"/etc/x\"}"]);
+    assert_eq!(code, 10, "{err}");
+    let query = ["audit", "query", "method = tools/call", "--group", "server,tool,code"];
+    let (_, out, _) = run(dir, &query);
+    assert!(out.contains("notes   add_note  policy-denied"), "{out}");
+    // Nothing was kept, and an empty answer says so.
+    let (code, _, err) = run(dir, &["audit", "query", "arguments contains \"/etc\""]);
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("only where a policy has `@keep`"), "{err}");
+}
+
+#[test]
+fn missing_engine_is_reported_once_for_an_image() {
+    let image = format!("a.example/b@sha256:{}", "0".repeat(64));
+    let dir = folder(&format!(
+        "[engine]\nhost = 'unix:///nowhere.sock'\n[servers.a]\nimage = '{image}'\n"
+    ));
+    let dir = dir.path();
+    fs::write(dir.join("policies/a.cedar"), "permit (principal, action, resource);").unwrap();
+    let (code, out, err) = run(dir, &["run", "--dry-run"]);
+    let line = err.lines().rfind(|line| line.starts_with("server `a`: ")).unwrap();
+    assert_eq!((code, line.matches("no container engine answers").count()), (1, 1), "{out}{err}");
+    // A sandbox cannot run an image.
+    assert!(!err.contains("runtime = \"sandbox\""), "{err}");
+}
+
+#[test]
+fn port_in_use_is_an_error_with_a_command() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let dir = folder(&format!("[listen]\nhttp = '{address}'\n"));
+    let (code, _, err) = run(dir.path(), &["run"]);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains(&format!("cannot listen on {address}")), "{err}");
+    assert!(err.contains("portcullis config set listen.http HOST:PORT"), "{err}");
 }
 
 /// The processes with this path among their arguments that run the proxy.
@@ -751,6 +878,9 @@ fn clients_without_a_proxy_start_one_and_share_it() {
     let connect = ["client", "connect", "claude-code", "--file", "client.json", "--yes"];
     let (code, _, err) = run_at_home(dir, &connect);
     assert_eq!(code, 0, "{err}");
+    assert!(err.contains("It starts the proxy in the background if none runs."), "{err}");
+    let (code, _, err) = run(dir, &["stop"]);
+    assert!(code == 1 && err.contains("no proxy runs with this config"), "{err}");
     let file = fs::read(dir.join("client.json")).unwrap();
     let file: serde_json::Value = serde_json::from_slice(&file).unwrap();
     let entry = &file["mcpServers"]["portcullis"];
@@ -772,9 +902,15 @@ fn clients_without_a_proxy_start_one_and_share_it() {
     let answers = clients.map(|child| child.wait_with_output().unwrap());
     let proxies = proxies_of(&dir.join("portcullis.toml"));
     let after = client().wait_with_output().unwrap();
-    for pid in &proxies {
+    let (code, _, err) = run(dir, &["stop"]);
+    let left = proxies_of(&dir.join("portcullis.toml"));
+    for pid in &left {
         kill(Pid::from_raw(*pid), Signal::SIGTERM).unwrap();
     }
+    assert!(code == 0 && err.contains("The proxy has stopped."), "{err}");
+    assert!(left.is_empty(), "{left:?}");
+    let (_, records, _) = run(dir, &["audit", "query", "kind = event", "--format", "json"]);
+    assert!(records.contains("/v1/stop"), "{records}");
     for output in answers.iter().chain([&after]) {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains("\"serverInfo\""), "{output:?}");
@@ -782,4 +918,84 @@ fn clients_without_a_proxy_start_one_and_share_it() {
     assert_eq!(proxies.len(), 1, "{proxies:?}");
     let log = fs::read_to_string(dir.join(".portcullis/background.log")).unwrap();
     assert!(log.contains("portcullis listens on"), "{log}");
+}
+
+/// The commands of the first console block behind a heading of a page.
+fn commands_of(page: &str, heading: &str) -> Vec<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(page);
+    let text = fs::read_to_string(page).unwrap();
+    let section = text.split(heading).nth(1).unwrap();
+    let block = section.split("```console\n").nth(1).unwrap().split("```").next().unwrap();
+    block.lines().map(|line| line.strip_prefix("$ ").unwrap().to_owned()).collect()
+}
+
+/// The first steps of the docs, with a server that needs no network.
+#[test]
+fn first_steps_of_the_docs_lead_to_a_recorded_call() {
+    let single = commands_of("docs/start/quickstart.md", "The same in single steps:");
+    let one = commands_of("README.md", "## Your own gateway");
+    assert_eq!((one.len(), single.len()), (1, 3));
+    assert_eq!(commands_of("docs/start/quickstart.md", "# Quickstart"), one);
+    for commands in [one, single] {
+        let home = folder_with_home();
+        let dir = home.path().join("empty");
+        fs::create_dir(&dir).unwrap();
+        let server = "--name notes -- portcullis example-server notes";
+        let script = commands.join("\n").replace("-- uvx mcp-server-time", server);
+        assert!(script.contains(server), "{script}");
+        let script = format!("set -e\nportcullis() {{ \"$PORTCULLIS\" \"$@\"; }}\n{script}\npwd\n")
+            .replace("portcullis add", "portcullis add --yes")
+            .replace("client connect claude-code", "client connect claude-code --yes");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).current_dir(&dir).env_remove("PORTCULLIS_CONFIG");
+        shell.env("PORTCULLIS", assert_cmd::cargo::cargo_bin!("portcullis"));
+        shell.env("HOME", home.path()).env_remove("XDG_CONFIG_HOME");
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{script}{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let gateway = std::path::PathBuf::from(text.lines().last().unwrap());
+        assert!(gateway.join(".gitignore").exists() && gateway.starts_with(&dir), "{text}");
+
+        // Other tests use the usual port.
+        let client = home.path().join(".claude.json");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let text = fs::read_to_string(&client).unwrap().replace(":8811/", &format!(":{port}/"));
+        let address = format!("127.0.0.1:{port}");
+        let (code, _, err) = run(&gateway, &["config", "set", "listen.http", &address]);
+        assert_eq!(code, 0, "{err}");
+        let (code, _, err) = run(&gateway, &["config", "set", "servers.notes.runtime", "sandbox"]);
+        assert_eq!(code, 0, "{err}");
+        let client: Value = serde_json::from_str(&text).unwrap();
+        let entry = &client["mcpServers"]["portcullis"];
+        let words = entry["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap());
+        let mut child = Command::new(entry["command"].as_str().unwrap())
+            .args(words)
+            .current_dir("/")
+            .env_remove("PORTCULLIS_CONFIG")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let messages = [
+            r#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"c","version":"1"}}}"#,
+            r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#,
+            r#"{"jsonrpc":"2.0","id":2,"method":"tools/call","params":{"name":"notes__list_notes","arguments":{}}}"#,
+        ];
+        let mut input = child.stdin.take().unwrap();
+        let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+        for message in messages {
+            writeln!(input, "{message}").unwrap();
+            if message.contains("\"id\"") {
+                let answer = answers.next().unwrap().unwrap();
+                assert!(answer.contains("\"result\""), "{answer}");
+                assert!(!answer.contains("\"isError\":true"), "{answer}");
+            }
+        }
+        drop(input);
+        assert!(child.wait().unwrap().success());
+        let query = ["audit", "query", "client = claude-code and decision = allowed", "--count"];
+        let (code, count, err) = run(&gateway, &[&query[..], &["--method", "tools/call"]].concat());
+        let (stopped, _, problem) = run(&gateway, &["stop"]);
+        assert_eq!((code, count.trim(), stopped), (0, "1", 0), "{err}{problem}");
+    }
 }

@@ -228,8 +228,8 @@ fn read(path: &Path) -> Result<String, Finding> {
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(unreadable(format!("config file `{shown}` does not exist")).help(
-                "set one with `--config FILE` or PORTCULLIS_CONFIG; \
-                 `portcullis schema config` prints its schema",
+                "name it with `--config FILE` or PORTCULLIS_CONFIG; `portcullis init` makes a new one \
+                 with a first policy",
             ));
         }
         Err(error) => return Err(unreadable(format!("`{shown}` cannot be read: {error}"))),

@@ -19,10 +19,10 @@ mod testing;
 pub use changes::{ChangeKind, Place, PolicyChange, changes};
 pub use compare::{Access, Comparison, Difference};
 pub use format::{Formatted, format, format_files};
-pub use learn::{Learner, Proposal};
+pub use learn::{Learner, Proposal, START_EVENTS};
 pub use replay::{Change, Recorded, Replay, Replayed, SkipReason};
 pub use templates::{
-    Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName,
+    Days, Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName,
     connect, make,
 };
 pub use testing::{

@@ -23,7 +23,7 @@ use cedar_policy_core::{
     evaluator::RestrictedEvaluator,
     extensions::Extensions,
 };
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value as Json};
 use smol_str::SmolStr;
@@ -161,6 +161,7 @@ impl Calls {
         }
         if reads.has(ContextUsage::NOW) {
             show("now", self.clock.at(circumstances.now)?);
+            show("weekday", weekday(circumstances.now));
         }
         if let Some(address) = circumstances.source_ip
             && reads.has(ContextUsage::SOURCE_IP)
@@ -236,6 +237,12 @@ impl CallEntity {
             tags.into_iter().map(concrete),
         ))
     }
+}
+
+/// The day of the week in UTC: 1 is Monday, 7 is Sunday.
+fn weekday(now: Timestamp) -> Value {
+    let day = now.to_zoned(TimeZone::UTC).weekday();
+    Value::from(i64::from(day.to_monday_one_offset()))
 }
 
 /// The attributes that describe all arguments together.
@@ -394,6 +401,7 @@ mod tests {
                 let text = now.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
                 let plain = cedar_policy::Context::from_pairs([
                     ("now".to_owned(), RestrictedExpression::new_datetime(text)),
+                    ("weekday".to_owned(), RestrictedExpression::new_long(weekday_of(now))),
                     (
                         "source_ip".to_owned(),
                         RestrictedExpression::new_ip(address.to_canonical().to_string()),
@@ -403,6 +411,11 @@ mod tests {
                 assert_eq!(cedar_policy::Context::from(shown), plain.unwrap(), "{time} {address}");
             }
         }
+    }
+
+    /// The day of the week by counting days since a Thursday.
+    fn weekday_of(now: Timestamp) -> i64 {
+        (now.as_millisecond().div_euclid(86_400_000) + 3).rem_euclid(7) + 1
     }
 
     #[test]

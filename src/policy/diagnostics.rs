@@ -130,6 +130,24 @@ impl Finding {
         self
     }
 
+    /// The first byte that the finding is about.
+    pub(super) fn offset(&self) -> Option<usize> {
+        self.labels.first().map(LabeledSpan::offset)
+    }
+
+    /// Whether another finding says the same about the same place: Cedar repeats an error for each
+    /// action that a policy can concern.
+    pub(super) fn repeats(&self, other: &Self) -> bool {
+        let place = |finding: &Self| {
+            let label = finding.labels.first();
+            label.map(|label| (finding.file.clone(), label.offset(), label.len()))
+        };
+        self.code == other.code
+            && self.help == other.help
+            && place(self).is_some()
+            && place(self) == place(other)
+    }
+
     /// The exact text that the finding is about.
     pub(super) fn snippet(&self) -> Option<&str> {
         let (label, source) = (self.labels.first()?, self.source.as_ref()?);

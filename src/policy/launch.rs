@@ -4,7 +4,7 @@
 use cedar_policy::EntityId;
 
 use super::{Action, DeliveredAs, Engine, Holder, Outcome, Program, Resource, Subject};
-use portcullis_protocol::names::ServerName;
+use portcullis_protocol::{names::ServerName, refusal::Rule};
 
 /// A launch of a server.
 #[derive(Debug, Clone)]
@@ -120,6 +120,66 @@ impl Engine {
             missing.dedup();
             missing
         })
+    }
+}
+
+/// Deviations from the hardened profile that keep a program from being started.
+#[derive(Debug, Clone)]
+pub struct RefusedDeviations {
+    /// Keys of the config.
+    pub keys: Vec<String>,
+    /// The policies that would permit the start without them.
+    pub permits: Vec<Rule>,
+}
+
+impl RefusedDeviations {
+    /// The keys, each between these quotes.
+    pub fn quoted(&self, quote: char) -> String {
+        let all: Vec<_> = self.keys.iter().map(|key| format!("{quote}{key}{quote}")).collect();
+        all.join(", ")
+    }
+
+    /// The policies that would permit the start without them, with their places.
+    pub fn places(&self) -> String {
+        let all = self.permits.iter().map(|rule| match (&rule.file, rule.line) {
+            (Some(file), Some(line)) => format!("`{}` ({}:{line})", rule.id, file.display()),
+            _ => format!("`{}`", rule.id),
+        });
+        all.collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Engine {
+    /// The deviations of a program without which policies would permit its launch. `None` if they
+    /// permit it, or refuse it for another reason; the latter can depend on facts that are known only
+    /// at the start, such as a digest.
+    pub fn refused_deviations(
+        &self,
+        server: &ServerName,
+        program: &Program,
+    ) -> Option<RefusedDeviations> {
+        let now = jiff::Timestamp::now();
+        let decide = |deviations: &[String]| {
+            ["container", "sandbox"].map(|runtime| {
+                let deviations = deviations.to_vec();
+                let program = Program { runtime, deviations, ..program.clone() };
+                let resource = Resource::Program(&program);
+                self.decide_own_at(Subject::Server(server), Action::Launch, resource, now)
+            })
+        };
+        let permits = |outcomes: &[Outcome]| outcomes.iter().any(Outcome::permits_alone);
+        let with_all = decide(&program.deviations);
+        // Rules of a refusal forbid it.
+        if permits(&with_all) || with_all.iter().any(|outcome| !outcome.rules.is_empty()) {
+            return None;
+        }
+        let mut without = decide(&[]).into_iter().filter(Outcome::permits_alone);
+        let permitting = without.next()?.rules;
+        let refused = |key: &&String| !permits(&decide(std::slice::from_ref(*key)));
+        let keys: Vec<_> = program.deviations.iter().filter(refused).cloned().collect();
+        // Each of them alone is permitted, and all together are not.
+        let keys = if keys.is_empty() { program.deviations.clone() } else { keys };
+        Some(RefusedDeviations { keys, permits: permitting })
     }
 }
 

@@ -44,7 +44,7 @@ pub use inspect::{
     Candidate, Condition, Explained, Explanation, Inspector, PolicyResult, ReadValue, Side,
     Unknown, Verdict,
 };
-pub use launch::{LaunchSecret, Part, Start};
+pub use launch::{LaunchSecret, Part, RefusedDeviations, Start};
 pub use load::{Revision, schema, span};
 pub use request::{
     Action, Circumstances, DeliveredAs, Holder, Program, Request, Resource, Stated, Subject,

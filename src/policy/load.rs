@@ -106,6 +106,15 @@ pub(super) fn load(
     Ok(Loaded { bundle, ..validated(&files, findings, plain)? })
 }
 
+/// How to write a set that begins at a byte of a scope, where Cedar takes only one entity.
+fn set_help(text: &str, offset: Option<usize>) -> String {
+    let before = offset.and_then(|offset| text.get(..offset)).unwrap_or_default();
+    let at = |word| before.rfind(word).map(|at| (at, word));
+    let part = ["principal", "resource"].into_iter().filter_map(at).max();
+    let part = part.map_or("resource", |(_, word)| word);
+    format!("only `action` takes a list: write `{part}`, and `when {{ {part} in […] }}`")
+}
+
 /// Validates files as one set, if there are no findings from before.
 fn validated(
     files: &[File],
@@ -129,7 +138,8 @@ fn validated(
                     let finding = Finding::of("policy-syntax", file, error);
                     // Cedar does not say that only the scope of an action can have a set.
                     if error.to_string().contains("found set of entity uids") {
-                        finding.help("write it as a condition: `when { resource in […] }`")
+                        let help = set_help(&file.text, finding.offset());
+                        finding.help(help)
                     } else {
                         finding
                     }
@@ -221,8 +231,11 @@ fn validated(
         Ok(Loaded { policies, rules, spans, revision, ground, warnings, bundle: None })
     } else {
         findings.extend(warnings);
-        findings.sort_by_key(Finding::order);
-        findings.dedup_by_key(|finding| (finding.order(), finding.to_string()));
+        findings.sort_by_cached_key(|finding| (finding.order(), finding.to_string()));
+        findings.dedup_by(|one, before| {
+            (one.order(), one.to_string()) == (before.order(), before.to_string())
+                || one.repeats(before)
+        });
         Err(Diagnostics::new(findings))
     }
 }

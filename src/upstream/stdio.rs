@@ -1,6 +1,6 @@
 //! Stdio transport: one JSON text a line on the server's standard input and output.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +24,8 @@ use portcullis_protocol::{
 
 /// Maximum number of queued messages to a server.
 const QUEUE: usize = 64;
+/// The end of a server whose pipes are closed.
+const ENDED: &str = "it ended";
 /// Longest wait for the sending of a message without a response.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -114,7 +116,11 @@ async fn write(
             stdin.flush().await
         };
         if let Err(error) = written.await {
-            multiplexer.die(format!("its standard input cannot be written: {error}"));
+            multiplexer.die(match error.kind() {
+                // Nothing reads it: the same end as that of standard output, which may come later.
+                io::ErrorKind::BrokenPipe => ENDED.to_owned(),
+                _ => format!("its standard input cannot be written: {error}"),
+            });
             return;
         }
     }
@@ -126,7 +132,7 @@ async fn read(stdout: impl AsyncRead + Unpin, multiplexer: Arc<Multiplexer>) {
     let mut lines = FramedRead::new(stdout, codec);
     let why = loop {
         match lines.next().await {
-            None => break "it ended".to_owned(),
+            None => break ENDED.to_owned(),
             Some(Err(AnyDelimiterCodecError::Io(error))) => {
                 break format!("its standard output cannot be read: {error}");
             }

@@ -135,7 +135,7 @@ async fn statistics_summarize_the_log() {
         "CLIENT  COUNT  REFUSED\ndev     3      2\nci-bot  2      0\n",
         "TOOL                COUNT  REFUSED  P50  ",
         "github/delete_repo  2      2        -",
-        "NOT DONE: CODE  COUNT\npolicy-denied   1\nrate-limited    1\n",
+        "REFUSED OR FAILED: CODE  COUNT\npolicy-denied            1\nrate-limited             1\n",
         "REFUSED: RULE   COUNT\nno-destructive  2\n",
     ] {
         assert!(printed.contains(part), "{part}\n\n{printed}");

@@ -313,3 +313,52 @@ fn lock_file_that_cannot_be_changed_prevents_all_files() {
     let (code, _, err) = run(dir, &["add", "--name", "x", "--", "x-server"]);
     assert_eq!((code, files(dir)), (1, before), "{err}");
 }
+
+#[test]
+fn word_before_a_command_is_the_name_of_the_server() {
+    let dir = gateway();
+    let dir = dir.path();
+    ok(dir, &["add", "clock", "--", "uvx", "mcp-server-time==2026.1.1"]);
+    assert!(table(dir)["servers"].get("clock").is_some(), "{}", config(dir));
+    for (args, text) in [
+        (&["add", "one", "two", "--", "x"] as &[&str], "name one server"),
+        (&["add", "one", "--name", "two", "--", "x"], "name one server"),
+        (&["add", "a b", "--", "x"], "`a b` is not a legal name"),
+    ] {
+        let (code, _, err) = run(dir, args);
+        assert!(code == 2 && err.contains(text), "{args:?}: {err}");
+    }
+    // What it wrote is in the common layout.
+    let out = ok(dir, &["policy", "fmt", "--check"]);
+    assert!(out.contains("nothing to change"), "{out}");
+}
+
+#[test]
+fn script_of_an_added_command_is_mounted() {
+    let dir = gateway();
+    let dir = dir.path();
+    // Not below /tmp, which is the server's own.
+    let tools = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let script = tools.path().join("server.py");
+    fs::write(&script, "").unwrap();
+    let script = script.to_str().unwrap();
+    let command = ["add", "it", "--", "/usr/bin/python3", script, "/usr/share", "/mcp"];
+    let out = ok(dir, &command);
+    assert!(out.contains(&format!("deviates: it reads `{script}` of this machine")), "{out}");
+    let mounts = json!([format!("{script}:{script}")]);
+    assert_eq!(json!(table(dir)["servers"]["it"]["mounts"]), mounts);
+    ok(dir, &["policy", "can-i", "--as", "server:it", "launch"]);
+}
+
+#[test]
+fn removal_names_the_policies_that_stay() {
+    let dir = gateway();
+    let dir = dir.path();
+    ok(dir, &["add", "--permit", "nothing", "time", "--", "x-server"]);
+    let new =
+        ["policy", "new", "read-only", "--group", "a", "--server", "time", "--dir", "policies"];
+    ok(dir, &new);
+    let out = ok(dir, &["server", "rm", "time"]);
+    assert!(out.contains("kept policies/read-only-time.cedar, which names the server"), "{out}");
+    assert!(!out.contains("connect-group-a"), "{out}");
+}

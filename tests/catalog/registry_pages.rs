@@ -9,6 +9,9 @@ use std::{
 
 use super::*;
 
+/// Text of a path whose answer is cut.
+const CUT: &str = "cut";
+
 /// Answers each path with its text, and other paths with 404.
 struct Pages {
     origin: String,
@@ -29,6 +32,9 @@ impl Pages {
                 lines.map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
                 let path = first.split(' ').nth(1).unwrap();
                 let answer = match served.lock().unwrap().get(path) {
+                    Some(text) if text == CUT => {
+                        "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{\"servers\":[".to_owned()
+                    }
                     Some(text) => format!(
                         "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
                         text.len()
@@ -91,6 +97,8 @@ fn registry_with_broken_pages_is_not_added() {
         assert!(!dir.join("portcullis.lock").exists());
     };
     refused("it answers 404");
+    pages.texts.lock().unwrap().insert("/v0/servers".to_owned(), CUT.to_owned());
+    refused("cannot fetch");
     // The next page is missing, is no page, or leads back.
     pages.put("/v0/servers", &["com.a/time"], Some("x"));
     refused("it answers 404");

@@ -369,6 +369,21 @@ fn existing_permits_are_reported() {
         (permit("== Portcullis::Server::\"search\"", ""), true, true),
         (permit("", ""), true, true),
         (permit("", "== Portcullis::Secret::\"other/KEY\""), false, false),
+        (permit("", "in Portcullis::Server::\"search\""), true, true),
+        (permit("is Portcullis::Server", "in Portcullis::Server::\"other\""), false, false),
+        // A group has no servers, and these actions deliver nothing.
+        (permit("in Portcullis::Group::\"search\"", ""), false, false),
+        (
+            "permit (principal, action in [Portcullis::Action::\"read\"], resource);\n".to_owned(),
+            false,
+            false,
+        ),
+        (
+            "permit (principal, action in [Portcullis::Action::\"from_proxy\"], resource);\n"
+                .to_owned(),
+            true,
+            true,
+        ),
         (
             "forbid (principal, action, resource in Portcullis::Server::\"search\");\n".to_owned(),
             false,

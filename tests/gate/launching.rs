@@ -80,6 +80,26 @@ async fn launch_needs_permits_for_server_and_secrets() {
 }
 
 #[tokio::test]
+async fn list_of_a_server_that_policies_refused_follows_their_change() {
+    let gate = Setup::notes().policies(CALLS).without_launches().start().await;
+    let agent = gate.modern();
+    assert_eq!(agent.names("tools/list").await, [""; 0]);
+    let launch = r#"
+        permit (principal == Portcullis::Server::"notes", action == Portcullis::Action::"launch", resource);
+    "#;
+    std::fs::write(gate.path("policies/gate.cedar"), format!("{CALLS}{launch}")).unwrap();
+    // No client asks meanwhile.
+    until("the server to be started", async || {
+        let started = gate.records(&["event = server-launched"]).await;
+        (!started.is_empty()).then_some(())
+    })
+    .await;
+    let names = agent.names("tools/list").await;
+    assert!(names.iter().any(|name| name == "notes__add_note"), "{names:?}");
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn remote_server_needs_an_egress_permit() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -4,7 +4,7 @@ use portcullis_protocol::refusal::Code;
 use serde_json::{Value, json};
 
 use super::{
-    recorded::{Called, look, record},
+    recorded::{Called, look, record, record_start},
     *,
 };
 
@@ -362,6 +362,12 @@ fn learned_policies_allow_only_recorded_allowed_calls() {
             Called { read_only: false, ..Called::new("ci-bot", "delete_note") }.refused(),
         ],
     );
+    let without = look(&folder, &["policy", "learn"]);
+    assert!(without.contains("no start of `notes` is on record in this time"), "{without}");
+    assert!(!without.contains("Server::\"notes\",\n  action"), "{without}");
+    record_start(&folder, "notes");
+    // Nobody used this one.
+    record_start(&folder, "mail");
     assert_snapshot!(look(&folder, &["policy", "learn"]), @r#"
     exit 0
     // Proposed from 5 recorded calls that were allowed
@@ -369,17 +375,43 @@ fn learned_policies_allow_only_recorded_allowed_calls() {
     // Each client may do just what it did, by name; arguments are not limited. Read it, widen it to
     // groups, narrow it with conditions, then put it beside what must hold for all.
 
-    // The proxy starts it, connects to it, and delivers the secrets of the config.
-    @id("notes/start")
+    // It starts as recorded, and not from another file.
+    @id("notes/launch")
     permit (
       principal == Portcullis::Server::"notes",
-      action in Portcullis::Action::"from_proxy",
+      action == Portcullis::Action::"launch",
       resource
-    );
+    )
+    when
+    {
+      resource.runtime == "sandbox" &&
+      resource.name == "notes-server" &&
+      resource has digest &&
+      resource.digest == "sha256:00" &&
+      ["egress"].containsAll(resource.deviations)
+    };
+
+    // It gets these secrets.
+    @id("notes/secrets")
+    permit (
+      principal == Portcullis::Server::"notes",
+      action == Portcullis::Action::"deliver_secret",
+      resource
+    )
+    when { resource in [Portcullis::Secret::"notes/TOKEN"] };
+
+    // It connects to these hosts.
+    @id("notes/egress")
+    permit (
+      principal == Portcullis::Server::"notes",
+      action == Portcullis::Action::"egress",
+      resource
+    )
+    when { resource.name == "api.example.com" && resource.port == 443 };
 
     // ---- ci-bot ----
 
-    // To greet and to list: the servers whose things it used or that it asked.
+    // It connects to the servers that it used, and lists what they offer.
     @id("ci-bot/connect-servers")
     permit (
       principal == Portcullis::Client::"ci-bot",
@@ -404,7 +436,7 @@ fn learned_policies_allow_only_recorded_allowed_calls() {
 
     // ---- local:ann ----
 
-    // To greet and to list: the servers whose things it used or that it asked.
+    // It connects to the servers that it used, and lists what they offer.
     @id("local:ann/connect-servers")
     permit (
       principal == Portcullis::Local::"ann",
@@ -430,14 +462,14 @@ fn learned_policies_allow_only_recorded_allowed_calls() {
     "#);
     assert_snapshot!(look(&folder, &["policy", "learn", "--output", "learned.cedar"]), @r#"
     exit 0
-    5 policies from 5 recorded calls: learned.cedar, with cases in learned.test.yaml
+    7 policies from 5 recorded calls: learned.cedar, with cases in learned.test.yaml
     --- stderr
     "#);
     let again = look(&folder, &["policy", "learn", "--output", "learned.cedar"]);
     assert!(again.starts_with("exit 1"), "files of others are left alone: {again}");
     assert_snapshot!(shown(&portcullis(&folder, &["policy", "check", "learned.cedar"])), @r#"
     exit 0
-    5 policies: no findings
+    7 policies: no findings
     --- stderr
     "#);
     assert_snapshot!(shown(&portcullis(&folder, &["policy", "test", "learned.test.yaml"])), @r#"
@@ -470,6 +502,28 @@ fn learned_policies_allow_only_recorded_allowed_calls() {
         let said = can(who, method, what);
         assert!(said.starts_with("exit 0\nallowed"), "{who} {method} {what}: {said}");
     }
+    // Other programs, secrets and hosts are not permitted.
+    let cases = r#"policies: policies/p.cedar
+cases:
+  - name: starts
+    as: server:notes
+    each:
+      - { launch: { runtime: sandbox, name: notes-server, digest: "sha256:00", deviations: [egress] }, expect: allow }
+      - { launch: { runtime: sandbox, name: notes-server, digest: "sha256:01" }, expect: deny }
+      - { launch: { runtime: sandbox, name: other-server, digest: "sha256:00" }, expect: deny }
+      - { launch: { runtime: sandbox, name: notes-server, digest: "sha256:00", deviations: [mounts] }, expect: deny }
+      - { deliver: { name: TOKEN, source: env, delivery: env }, expect: allow }
+      - { deliver: { name: OTHER, source: env, delivery: env }, expect: deny }
+      - { egress: "api.example.com:443", expect: allow }
+      - { egress: "api.example.com:80", expect: deny }
+      - { egress: "evil.example.com:443", expect: deny }
+"#;
+    fs::write(learned.path().join("starts.test.yaml"), cases).unwrap();
+    assert_snapshot!(shown(&portcullis(&learned, &["policy", "test", "starts.test.yaml"])), @r#"
+    exit 0
+    starts.test.yaml: 9 requests as expected
+    --- stderr
+    "#);
     // Other clients of the same name's beginning, other kinds of client, other tools, spellings and
     // servers, and other methods with the same thing.
     for (who, method, what) in [

@@ -552,6 +552,7 @@ fn invalid_can_i_requests_are_usage_errors() {
             &["--as", "ci-bot", "call_tool", "notes"],
             "`call_tool` needs a target of the form SERVER/TOOL",
         ),
+        (&["--as", "ci-bot", "call_tool", "notes__x"], "of the form SERVER/TOOL: write `notes/x`"),
         (&["--as", "ci-bot", "call_tool", "No/x"], "the server's name: `No` is not a legal name"),
         (
             &["--as", "ci-bot", "call_tool", "notes/x", "--args", "[1]"],

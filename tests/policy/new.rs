@@ -23,6 +23,8 @@ const TEMPLATES: &[Template] = &[
     ("one-team", &[LOCAL, TOOLS], Some("connect-local-ann")),
     ("deny-tools", &[GROUP, TOOLS], None),
     ("working-hours", &[CLIENT], None),
+    ("working-hours", &[GROUP, &["--days", "mon-fri"]], None),
+    ("working-hours", &[LOCAL, &["--days", "tue-sun", "--hours", "9-17"]], None),
     ("launch", &[], None),
     ("no-network", &[], None),
 ];
@@ -241,6 +243,8 @@ fn options_that_a_template_cannot_use_are_refused() {
         &["one-folder", "--group", "ops", "--tool", "a", "--folder", "/srv/../etc"],
         &["one-folder", "--group", "ops", "--tool", "a", "--folder", "/srv/*"],
         &["rate-limit", "--group", "ops", "--rate", "often"],
+        &["working-hours", "--group", "ops", "--days", "fri-mon"],
+        &["working-hours", "--group", "ops", "--days", "monday-friday"],
     ] {
         let refused = new(args);
         assert!(refused.starts_with("exit 2\n--- stderr\nerror: "), "{args:?}: {refused}");

@@ -6,7 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use portcullis_audit::{Audit, DecisionContext, Intent, Refused, record::KeptBody};
+use portcullis_audit::{
+    Audit, DecisionContext, Intent, Refused,
+    record::{
+        DeliveredSecret, DeliveryKind, EgressConnecting, KeptBody, RuntimeKind, SecretSource,
+        SecretsDelivered, ServerLaunching,
+    },
+};
 use portcullis_protocol::{
     exchange::{Definition, Direction, Exchange, Method, Payload, Revision, Target, Transport},
     identity::{Principal, PrincipalKind},
@@ -142,6 +148,51 @@ pub fn record(folder: &TempDir, calls: &[Called<'_>]) -> Vec<DecisionId> {
         drop(audit);
         ids
     })
+}
+
+/// Writes the start of a server, its secret and its connection to the log of a folder.
+pub fn record_start(folder: &TempDir, server: &str) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let audit = Audit::open(&folder.path().join("state/audit"), PATIENCE).unwrap();
+        let (launch, server) = (DecisionId::next(), server.to_owned());
+        let started = ServerLaunching {
+            launch,
+            server: server.clone(),
+            kind: RuntimeKind::Sandbox,
+            program: "notes-server".into(),
+            digest: Some("sha256:00".into()),
+            deviations: vec!["egress".into()],
+            signers: Vec::new(),
+            attested: Vec::new(),
+            principal: None,
+            rules: Vec::new(),
+            policy_revision: "r".into(),
+        };
+        audit.record_event(started).await.unwrap();
+        let secret = DeliveredSecret {
+            secret: "TOKEN".into(),
+            source: SecretSource::Env,
+            by: DeliveryKind::Environment,
+            own: false,
+        };
+        let secrets = vec![secret];
+        let delivered =
+            SecretsDelivered { launch, server: server.clone(), principal: None, secrets };
+        audit.record_event(delivered).await.unwrap();
+        let connecting = EgressConnecting {
+            launch,
+            server,
+            principal: None,
+            connection: 1,
+            host: "api.example.com".into(),
+            port: 443,
+            protocol: "connect".into(),
+            rules: Vec::new(),
+            policy_revision: "r".into(),
+        };
+        audit.record_event(connecting).await.unwrap();
+    });
 }
 
 /// What a person sees of a log, whatever the decisions' ids.

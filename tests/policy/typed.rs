@@ -43,6 +43,7 @@ fn schema_has_an_action_for_each_tool() {
           transport: String,
           revision: String,
           now: datetime,
+          weekday: Long,
           source_ip?: ipaddr,
           session_calls: Long,
           labels: Set<String>,

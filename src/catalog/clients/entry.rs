@@ -285,11 +285,22 @@ fn local(
         return package_run::run(draft, fetcher, plain, context.options.packages, place, report);
     }
     draft.arguments_hold_no_secret(&plain, place, report);
+    let files = arguments.iter().copied().filter(|word| is_hidden_file(word.text));
+    folders(draft, &files.collect::<Vec<_>>(), report);
     report.fact(
         place,
         "in the sandbox the program sees its own files and what is in `mounts`, and reaches no host: add what it needs",
     );
     Some(Run::Command { program: program.text.to_owned(), arguments: plain })
+}
+
+/// Whether an argument names a file of this machine that a program in the sandbox does not see.
+/// Other arguments may begin with a slash, too, such as the path of a URL.
+fn is_hidden_file(argument: &str) -> bool {
+    let visible = ["/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/"];
+    argument.starts_with('/')
+        && !visible.iter().any(|top| argument.starts_with(top))
+        && std::path::Path::new(argument).exists()
 }
 
 /// Mounts the paths in arguments of a person's own file: the server sees them under the same name,

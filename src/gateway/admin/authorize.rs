@@ -249,6 +249,7 @@ mod tests {
             ("/v1/%61udit/query", RequiredRole::Owner),
             ("/V1/audit/query", RequiredRole::Owner),
             ("/v1/auditx", RequiredRole::Owner),
+            ("/v1/stop", RequiredRole::Owner),
             ("/v1/whatever", RequiredRole::Owner),
             ("", RequiredRole::Owner),
         ] {

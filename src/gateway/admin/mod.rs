@@ -23,8 +23,8 @@ mod orphans;
 mod problem;
 mod proof;
 mod proxy;
-
 mod socket;
+mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -39,5 +39,5 @@ pub use orphans::routes as leftover_routes;
 pub use problem::Problem;
 pub use proof::{ConsistencyRequest, ProveRequest, VerifyRequest, routes as proof_routes};
 pub use proxy::routes as proxy_routes;
-
 pub use socket::{Address, BindFailure, Peer, SOCKET, Server};
+pub use stop::{Stopping, routes as stop_routes};

@@ -443,6 +443,14 @@ impl Router {
             .for_each(|server_lists| server_lists.refetch_missing());
     }
 
+    /// Requests the lists again that policies refused of this server, since they may permit its
+    /// start now.
+    pub fn refetch_refused(&self, server: &ServerName) {
+        if let Some(server_lists) = self.lists_by_server.load().get(server) {
+            server_lists.refetch_refused();
+        }
+    }
+
     /// The merged name of a server's item.
     pub fn merged_name(&self, server: &ServerName, name: &str) -> String {
         match self.lists_by_server.load().get(server) {

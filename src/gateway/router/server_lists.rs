@@ -47,6 +47,8 @@ struct CachedList {
     flight: Option<InFlightFetch>,
     /// Cause why it is missing from merged lists, if it is.
     missing: Option<String>,
+    /// Whether policies are that cause.
+    is_refused: bool,
     /// Whether it was used while the server was not running.
     was_reported: bool,
     /// Whether the last request for it was late or failed.
@@ -229,6 +231,21 @@ impl ServerLists {
         }
     }
 
+    /// Requests each list again that policies refused.
+    pub fn refetch_refused(self: &Arc<Self>) {
+        for offer in ListKind::ALL {
+            let is_refused = {
+                let mut slot = self.slot(offer).lock();
+                // Callers wait for a list that policies may permit now.
+                slot.late &= !slot.is_refused;
+                slot.is_refused
+            };
+            if is_refused {
+                self.flight(offer);
+            }
+        }
+    }
+
     /// Findings about the server's lists for the operator.
     pub fn notices(&self) -> Vec<String> {
         let mut notices = Vec::new();
@@ -298,6 +315,7 @@ impl ServerLists {
                         "server is missing from a merged list"
                     );
                 }
+                slot.is_refused = matches!(failure, CallError::Forbidden(_));
                 slot.missing = Some(failure.to_string());
                 return Err(failure);
             }
@@ -309,6 +327,7 @@ impl ServerLists {
         let before = slot.catalog.replace(catalog.clone());
         let reported = std::mem::take(&mut slot.was_reported);
         let changed = || before.is_some_and(|before| !before.items().is_same(catalog.items()));
+        slot.is_refused = false;
         if slot.missing.take().is_some() || reported && changed() {
             self.server.notify_list_changed(self.source.key().cloned(), offer);
         }

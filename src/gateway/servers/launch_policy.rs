@@ -51,7 +51,7 @@ impl Servers {
     }
 
     /// Reviews a server's running instances after each change of policies, until the proxy stops or
-    /// the server is gone.
+    /// the server is gone. Requests lists that policies refused before.
     pub(crate) async fn review(self: Arc<Self>, server: Arc<Server>) {
         let mut status = self.recorder.policies.status();
         let mut checked_revision = status.borrow_and_update().revision;
@@ -67,7 +67,10 @@ impl Servers {
                 let (proxy, server) = (self.clone(), server.clone());
                 // On a task of its own: an instance that is starting is reviewed after its start,
                 // and policies may change again before that.
-                tokio::spawn(async move { server.review(proxy.as_ref()).await });
+                tokio::spawn(async move {
+                    server.review(proxy.as_ref()).await;
+                    proxy.router.refetch_refused(&server.name);
+                });
             }
         }
     }

@@ -3,9 +3,11 @@
 //! INVARIANT: clients get permits only for what was recorded as allowed. One exception, stated in
 //! the policies: a client that used an item of a server may `connect` to it, or lists would not
 //! show the item. Calls that passed under an approval, a redaction or a rate are not learned,
-//! because a plain permit would be wider. The proxy may also start the servers that were used.
+//! because a plain permit would be wider. The proxy may also start the servers that were used, with
+//! the programs, secrets and hosts that are on record.
 
 mod cases;
+mod starts;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +16,8 @@ use cedar_policy::{EntityId, EntityTypeName, EntityUid};
 use jiff::Timestamp;
 use serde::Serialize;
 
+pub use self::starts::START_EVENTS;
+use self::starts::Starts;
 use super::replay::{Recorded, SkipReason};
 use portcullis_audit::record::{Entry, RULES, Record};
 use portcullis_policy::{Action, Finding, Target, Verdict};
@@ -40,6 +44,8 @@ pub struct Learner {
     /// Number of refused calls, by target.
     refused: BTreeMap<(Access, String), u64>,
     time: Option<(Timestamp, Timestamp)>,
+    /// What the proxy did for each server.
+    starts: BTreeMap<String, Starts>,
 }
 
 /// The principal, server and action of calls.
@@ -119,6 +125,8 @@ pub struct Proposal {
     pub obliged: BTreeMap<String, u64>,
     /// Number of refused calls that these policies permit: their names did not decide.
     pub refused: u64,
+    /// Servers that were used, and whose start is not on record: no policy permits it.
+    pub not_started: Vec<String>,
 }
 
 impl Learner {
@@ -195,7 +203,9 @@ impl Learner {
             policies,
             cases: cases::cases(&self, file),
             calls: self.calls,
-            rules: self.uses.len() + self.servers().len(),
+            rules: self.uses.len()
+                + self.started().map(|(_, starts)| starts.policies()).sum::<usize>(),
+            not_started: self.not_started().map(str::to_owned).collect(),
             left_out: self.left_out,
             obliged: self.obliged,
             refused,
@@ -225,6 +235,16 @@ impl Learner {
             self.uses.iter().filter(|(access, _)| access.server.is_none() && access.of == "Server");
         let named = greeted.flat_map(|(_, names)| names.keys().map(String::as_str));
         self.uses.keys().filter_map(|access| access.server.as_deref()).chain(named).collect()
+    }
+
+    /// The used servers whose start is on record.
+    fn started(&self) -> impl Iterator<Item = (&str, &Starts)> {
+        self.servers().into_iter().filter_map(|server| Some((server, self.starts.get(server)?)))
+    }
+
+    /// The used servers whose start is not on record.
+    fn not_started(&self) -> impl Iterator<Item = &str> {
+        self.servers().into_iter().filter(|server| !self.starts.contains_key(*server))
     }
 
     /// All tools that any principal used, by server.

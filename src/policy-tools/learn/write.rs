@@ -20,8 +20,15 @@ pub(super) fn policies(learner: &Learner) -> String {
         "// Each client may do just what it did, by name; arguments are not limited. Read it, widen \
          it to\n// groups, narrow it with conditions, then put it beside what must hold for all.\n",
     );
-    for server in learner.servers() {
-        own(&mut text, server);
+    for (server, starts) in learner.started() {
+        starts.write(&mut text, server);
+    }
+    for server in learner.not_started() {
+        let _ = writeln!(
+            text,
+            "\n// No start of {} is on record in this time: its start is not permitted here.",
+            server.escape_debug()
+        );
     }
     let mut whom = None;
     for (access, names) in &learner.uses {
@@ -33,17 +40,6 @@ pub(super) fn policies(learner: &Learner) -> String {
         policy(&mut text, access, names);
     }
     text
-}
-
-/// Permits the proxy's own actions for a server.
-fn own(text: &mut String, server: &str) {
-    let (action, uid) = (uid("Action", "from_proxy"), uid("Server", server));
-    let _ = write!(
-        text,
-        "\n// The proxy starts it, connects to it, and delivers the secrets of the \
-         config.\n@id(\"{}/start\")\npermit (principal == {uid}, action in {action}, resource);\n",
-        server.escape_debug()
-    );
 }
 
 fn policy(text: &mut String, access: &Access, names: &BTreeMap<String, Use>) {
@@ -124,9 +120,7 @@ fn methods(text: &mut String, access: &Access, names: &BTreeMap<String, Use>) {
 fn comment(text: &mut String, access: &Access, names: &BTreeMap<String, Use>) {
     let calls: u64 = names.values().map(|one| one.calls).sum();
     if access.action == "connect" && access.of == "Server" {
-        text.push_str(
-            "// To greet and to list: the servers whose things it used or that it asked.\n",
-        );
+        text.push_str("// It connects to the servers that it used, and lists what they offer.\n");
         return;
     }
     let of = match &access.server {

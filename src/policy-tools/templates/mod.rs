@@ -30,7 +30,7 @@ pub enum Template {
     OneTeam,
     /// Deny certain tools
     DenyTools,
-    /// Deny the server outside certain hours (UTC)
+    /// Deny the server outside certain hours and days of the week (UTC)
     WorkingHours,
     /// Permit the start of the server with the full hardened profile
     Launch,
@@ -60,6 +60,69 @@ pub struct Filling {
     pub rate: RateText,
     /// The first hour, and the hour after the last one.
     pub hours: (u8, u8),
+    pub days: Days,
+}
+
+/// Days of the week, from the first to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Days {
+    /// 1 is Monday.
+    first: usize,
+    last: usize,
+}
+
+/// The days as the command line has them, and as comments do.
+const WEEK: [(&str, &str); 7] = [
+    ("mon", "Monday"),
+    ("tue", "Tuesday"),
+    ("wed", "Wednesday"),
+    ("thu", "Thursday"),
+    ("fri", "Friday"),
+    ("sat", "Saturday"),
+    ("sun", "Sunday"),
+];
+
+impl Days {
+    /// The whole week.
+    pub const ALL: Self = Self { first: 1, last: WEEK.len() };
+
+    fn values(self) -> Values {
+        let Self { first, last } = self;
+        // Monday was 2026-01-05.
+        let date = |day: usize| format!("{:02}", 4 + day);
+        let mut values = vec![("DAY", date(first))];
+        let name = |day: usize| WEEK.get(day - 1).map_or("", |(_, name)| name);
+        let off = (1..=WEEK.len()).find(|day| !(first..=last).contains(day));
+        let (other, on, row) = match off {
+            None => Default::default(),
+            Some(off) => (
+                format!(", and on days other than {} to {}", name(first), name(last)),
+                format!("context.weekday >= {first} && context.weekday <= {last} && "),
+                format!(
+                    "      - {{ name: on another day, context: {{ now: \"2026-01-{}T{{{{BEGIN}}}}:00Z\" }}, \
+                     by: {{{{TEAM}}}}-working-hours-{{{{SERVER}}}} }}\n",
+                    date(off)
+                ),
+            ),
+        };
+        values.extend([("OTHER_DAYS", other), ("ON_DAYS", on), ("DAY_OFF", row)]);
+        values
+    }
+}
+
+impl std::str::FromStr for Days {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let day = |text: &str| WEEK.iter().position(|(short, _)| *short == text).map(|at| at + 1);
+        let days = text.split_once('-').and_then(|(from, to)| Some((day(from)?, day(to)?)));
+        match days {
+            Some((first, last)) if first <= last => Ok(Self { first, last }),
+            _ => Err("write FROM-TO, two of mon, tue, wed, thu, fri, sat and sun in this order, such as \
+                      mon-fri"
+                .to_owned()),
+        }
+    }
 }
 
 /// Name of a tool, in the characters that MCP advises: no escapes in Cedar or YAML.
@@ -249,7 +312,9 @@ impl Filling {
         };
         let (from, to) = self.hours;
         let RateText(rate) = &self.rate;
-        let mut values = vec![
+        // Before the others, because their text contains keys.
+        let mut values = self.days.values();
+        values.extend([
             ("SERVER", server.to_string()),
             ("OTHER_SERVER", unlike("another-server", self.servers.iter().map(ServerName::as_str))),
             (
@@ -265,7 +330,7 @@ impl Filling {
             ("BEGIN", format!("{from:02}:00")),
             ("LATE", format!("{to:02}:00")),
             ("LAST", format!("{:02}:59", to.saturating_sub(1))),
-        ];
+        ]);
         if let Some(FolderPath(folder)) = &self.folder {
             let last = folder.rsplit('/').next();
             values.push(("OTHER_FOLDER", unlike("some-other-folder", last)));

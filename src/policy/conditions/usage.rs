@@ -48,7 +48,7 @@ impl ContextUsage {
             "method" => Self::METHOD,
             "transport" => Self::TRANSPORT,
             "revision" => Self::REVISION,
-            "now" => Self::NOW,
+            "now" | "weekday" => Self::NOW,
             "source_ip" => Self::SOURCE_IP,
             "session_calls" => Self::SESSION_CALLS,
             "args" => Self::ARGS | Self::SUMMARY,

@@ -42,8 +42,20 @@ fn set_in_a_scope_is_refused_with_a_remedy() {
      1 │ permit (principal, action, resource in [Portcullis::Server::"a"]);
        ·                                        ─────────────────────────
        ╰────
-      help: write it as a condition: `when { resource in […] }`
+      help: only `action` takes a list: write `resource`, and `when { resource in […] }`
     "#);
+    let policy = r#"permit (principal in [Portcullis::Group::"a"], action, resource);"#;
+    let help = "write `principal`, and `when { principal in […] }`";
+    assert!(findings(&[("a.cedar", policy)]).contains(help));
+}
+
+#[test]
+fn error_of_many_actions_is_one_finding() {
+    let policy = r#"@id("a") permit (principal, action in Portcullis::Action::"use", resource)
+when { context.weekend };"#;
+    let found = findings(&[("a.cedar", policy)]);
+    assert_eq!(found.matches("policy-invalid").count(), 1, "{found}");
+    assert!(found.contains("attribute `weekend` in context"), "{found}");
 }
 
 #[test]

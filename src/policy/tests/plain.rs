@@ -46,6 +46,8 @@ fn context(circumstances: &Circumstances<'_>) -> Context {
         None => "",
     };
     let now = circumstances.now.strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string();
+    let weekday = circumstances.now.to_zoned(jiff::tz::TimeZone::UTC).weekday();
+    let weekday = i64::from(weekday.to_monday_one_offset());
     let address = circumstances.source_ip.map(|address| address.to_canonical().to_string());
     let revision = circumstances.revision.map_or("", exchange::Revision::as_str);
     let pairs = [
@@ -55,6 +57,7 @@ fn context(circumstances: &Circumstances<'_>) -> Context {
         ("session_calls", long(circumstances.session_calls)),
         ("labels", Expr::new_set(circumstances.labels.iter().map(text))),
         ("now", Expr::new_datetime(now)),
+        ("weekday", Expr::new_long(weekday)),
         ("args", Expr::new_entity_uid(shown("Args"))),
         ("paths", Expr::new_entity_uid(shown("Paths"))),
         ("urls", Expr::new_entity_uid(shown("Urls"))),

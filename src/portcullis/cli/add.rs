@@ -1,31 +1,34 @@
 //! `portcullis add`: adds a server that a catalog or the command line names, with its policies.
 
+mod sources;
+
 use std::collections::BTreeMap;
 
 use super::{
     Context, Exit, Usage,
-    adding::{AddOptions, ClientOptions, Offer, locate, take},
-    catalog::{Workspace, catalogs, fetch, picked, placed},
+    adding::{AddOptions, ClientOptions, take},
+    catalog::Workspace,
+    client::{NewConnection, kinds},
 };
-use crate::manage::catalog_search;
-use portcullis_catalog::{Image, Named, Reference, of_image, read};
+use crate::manage::init;
+use portcullis_catalog::{Named, client_files::ClientKind};
 use portcullis_protocol::names::ServerName;
 use url::Url;
 
 const USAGE: &str = "portcullis add [OPTIONS] NAME
        portcullis add [OPTIONS] image REFERENCE
        portcullis add [OPTIONS] https://HOST/PATH
-       portcullis add [OPTIONS] -- COMMAND [ARGUMENT]…";
+       portcullis add [OPTIONS] [NAME] -- COMMAND [ARGUMENT]…";
 
 #[derive(Debug, clap::Args)]
 #[command(override_usage = USAGE)]
 pub struct Args {
     /// The server: its name in an added catalog (also `CATALOG/NAME` or `catalog://…`), `image` and
-    /// the reference of an image, or the URL of a remote server
+    /// the reference of an image, or the URL of a remote server. Before a command: a name for it
     #[arg(value_name = "SERVER", num_args = 1..=2, required_unless_present = "command")]
     server: Vec<String>,
     /// The command that runs the server, behind `--`
-    #[arg(value_name = "COMMAND", last = true, conflicts_with = "server")]
+    #[arg(value_name = "COMMAND", last = true)]
     command: Vec<String>,
     /// Name of the server in the config. Default: that of the catalog, the package, the image or
     /// the host
@@ -34,6 +37,14 @@ pub struct Args {
     /// Set a variable of the server, for a command and an image; repeatable. Secrets: `--secret`
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
+    /// Connect this MCP client, too, as `client connect` does, as a client of the group
+    #[arg(
+        long,
+        value_name = "CLIENT",
+        value_parser = kinds(),
+        conflicts_with_all = ["client", "local_user", "dry_run"]
+    )]
+    connect: Option<&'static ClientKind>,
     #[command(flatten)]
     clients: ClientOptions,
     #[command(flatten)]
@@ -46,7 +57,13 @@ fn variable(text: &str) -> Result<(String, String), String> {
 }
 
 /// Adds the server.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+pub async fn run(mut args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+    args.take_name_of_command()?;
+    let connection = args.connection(ctx)?;
+    if let Some(connection) = &connection {
+        connection.check()?;
+    }
+    let makes_gateway = !ctx.config.exists();
     let mut workspace = Workspace::open(ctx)?;
     let mut offer = match args.server.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] => args.named(Named::Command(&args.command))?,
@@ -58,106 +75,45 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
         [name] => args.of_catalog(ctx, &workspace, name).await?,
         _ => return Err(Usage(format!("name one server:\n{USAGE}")).into()),
     };
-    offer.clients = args.clients.policy()?;
-    Ok(take(ctx, &mut workspace, offer, &args.add_options).await?.1)
+    offer.clients = args.clients.policy(connection.is_some())?;
+    let exit = take(ctx, &mut workspace, offer, &args.add_options).await?.1;
+    if makes_gateway && ctx.config.exists() {
+        init::ignore_state(&workspace.base)?;
+    }
+    match connection.filter(|_| exit == Exit::Ok) {
+        Some(connection) => connection.connect(ctx).await,
+        None => Ok(exit),
+    }
 }
 
 impl Args {
+    /// Takes the word before a command as the name of the server.
+    fn take_name_of_command(&mut self) -> anyhow::Result<()> {
+        if self.command.is_empty() || self.server.is_empty() {
+            return Ok(());
+        }
+        let name = match (self.server.as_slice(), &self.name) {
+            ([name], None) => name.parse().map_err(|error| Usage(format!("{error}")))?,
+            _ => return Err(Usage(format!("name one server:\n{USAGE}")).into()),
+        };
+        self.name = Some(name);
+        self.server.clear();
+        Ok(())
+    }
+
+    /// The client to connect.
+    fn connection(&self, ctx: &Context) -> anyhow::Result<Option<NewConnection>> {
+        let Some(kind) = self.connect else { return Ok(None) };
+        if ctx.is_json() {
+            return Err(
+                Usage("`--connect` prints text: use `client connect` for JSON".into()).into()
+            );
+        }
+        let (group, yes) = (self.clients.group()?, self.add_options.yes);
+        Ok(Some(NewConnection { kind, group, yes }))
+    }
+
     fn env(&self) -> BTreeMap<String, String> {
         self.env.iter().cloned().collect()
-    }
-
-    /// A server of the command line.
-    fn named(&self, named: Named<'_>) -> anyhow::Result<Offer> {
-        if matches!(named, Named::Url(_)) && !self.env.is_empty() {
-            return Err(Usage("a remote server has no variables: omit `--env`".into()).into());
-        }
-        let name = self.name.as_ref().map(ToString::to_string).or_else(|| named.name());
-        let name = name.ok_or_else(|| Usage("choose a name for the server: `--name`".into()))?;
-        let secrets = self.add_options.secrets()?.into_iter().map(|(_, name, _)| name.to_owned());
-        let document = named.document(&name, &self.env(), secrets);
-        let found = read(&document, &self.add_options.options(Some(&name))?)?;
-        let source = match found.servers.first().map(|entry| &entry.server) {
-            Some(Ok(server)) => server.destination().into_iter().next().unwrap_or_default(),
-            Some(Err(_)) | None => String::new(),
-        };
-        Ok(Offer::named(found.servers, source))
-    }
-
-    async fn image(
-        &self,
-        ctx: &Context,
-        workspace: &Workspace,
-        reference: &str,
-    ) -> anyhow::Result<Offer> {
-        let mut image: Image = reference
-            .parse()
-            .map_err(|error: portcullis_catalog::NoImage| Usage(error.to_string()))?;
-        let source = workspace.source(&Reference::Image(image.clone()));
-        // The import refuses an image that does not resolve, and reports it.
-        let _ = locate(ctx, workspace, &mut image).await;
-        let described = match image.digest {
-            Some(_) => workspace.described(&image).await,
-            None => None,
-        };
-        let secrets = self.add_options.secrets()?.into_iter();
-        let secrets = secrets.map(|(_, name, from)| (name.to_owned(), from.to_owned())).collect();
-        let name = self.name.as_ref().map(ServerName::as_str);
-        let entry = of_image(&image, name, described.as_ref(), &self.env(), &secrets);
-        Ok(Offer::named(vec![entry], source))
-    }
-
-    /// Servers of a catalog: one by its name, or those of `catalog://CATALOG/SERVER+SERVER`.
-    async fn of_catalog(
-        &self,
-        ctx: &Context,
-        workspace: &Workspace,
-        name: &str,
-    ) -> anyhow::Result<Offer> {
-        if !self.env.is_empty() {
-            let text =
-                "a catalog lists the variables of a server: use `--set KEY=VALUE`, not `--env`";
-            return Err(Usage(text.into()).into());
-        }
-        let reference = match name.split_once("://") {
-            Some(("catalog", _)) => name.parse().map_err(|error| Usage(format!("{error}")))?,
-            Some(("docker", image)) => {
-                return Err(Usage(format!("write `portcullis add image {image}`")).into());
-            }
-            _ if name.contains("://") || std::path::Path::new(name).is_file() => {
-                let text = "`portcullis server import` reads files that describe servers";
-                return Err(Usage(text.into()).into());
-            }
-            _ => {
-                let catalogs = catalogs(ctx, workspace);
-                let found = catalog_search::named(&catalogs, name)?;
-                let (catalog, server) = (found.catalog.to_owned(), found.entry.name.clone());
-                Reference::Catalog { catalog, servers: vec![server] }
-            }
-        };
-        let Reference::Catalog { servers, .. } = &reference else {
-            return Err(Usage(format!("name one server:\n{USAGE}")).into());
-        };
-        let single = match servers.as_slice() {
-            [one] => Some(one.as_str()),
-            _ if self.name.is_some() => {
-                return Err(
-                    Usage("`--name` is for one server, and these are several".into()).into()
-                );
-            }
-            _ => None,
-        };
-        let fetched = fetch(ctx, workspace, &reference).await?;
-        let mut options = self.add_options.options(single)?;
-        options.name = self.name.as_ref().map(ToString::to_string);
-        options.foreign = true;
-        let found = read(&fetched.text, &options).map_err(|problem| placed(&fetched, &problem))?;
-        Ok(Offer {
-            entries: picked(found, servers, &fetched.name)?,
-            source: workspace.source(&reference),
-            digest: Some(fetched.manifest.unwrap_or(fetched.digest)),
-            name: fetched.name,
-            clients: None,
-        })
     }
 }

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 
 use miette::{Diagnostic, Severity};
 use serde::Serialize;
-use tokio::task::spawn_blocking;
+use tokio::{runtime::Handle, task::spawn_blocking};
 
 use super::{Context, Exit};
-use crate::manage::{locked_images, servers::launch_secrets};
+use crate::manage::{
+    locked_images,
+    servers::{launch_secrets, launcher},
+};
 use portcullis_config::{Code, Diagnostics, Loaded};
 use portcullis_config::{mount_policy, refused_mounts};
 use portcullis_gateway::{BoxedDiagnostic, PluginSecrets, artifacts, interceptor, ungranted};
@@ -79,6 +82,7 @@ fn everything(path: &std::path::Path) -> Checked {
             let entries = entries.filter(|(_, entry)| entry.is_on());
             found.extend(entries.flat_map(|(at, entry)| ungranted(&loaded, at, entry, &engine)));
             found.extend(unstartable(&loaded, &engine));
+            found.extend(too_weak(&loaded, &engine));
         }
         Err(diagnostics) => {
             found.extend(diagnostics.findings().iter().map(|finding| placed(&loaded, finding)));
@@ -150,6 +154,35 @@ fn unstartable(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<Box
             Some(boxed(finding.warning().help(help)))
         };
     loaded.config.servers.iter().filter_map(finding).collect()
+}
+
+/// Servers that cannot start because no policy permits their deviations from the hardened profile.
+fn too_weak(loaded: &Loaded, policies: &portcullis_policy::Engine) -> Vec<BoxedDiagnostic> {
+    let launcher = Handle::current().block_on(launcher(loaded));
+    let finding = |(name, settings): (&ServerName, &portcullis_upstream::config::Server)| {
+        // Another check reports a profile that no server may have.
+        let program = launcher.program_of(name, settings, None).ok()?;
+        let program = program.for_policies(&launcher.placement(settings));
+        let refused = policies.refused_deviations(name, &program)?;
+        let message =
+            format!("no policy lets the server `{name}` start with {}", refused.quoted('`'));
+        let key = refused.keys.first().map_or_else(String::new, |key| key.replace('.', "/"));
+        let pointer = format!("/servers/{name}/{key}");
+        let help = format!(
+            "add {} to the deviations that {} permits, or remove it from the config; `portcullis \
+             server inspect {name}` shows the profile",
+            refused.quoted('"'),
+            refused.places()
+        );
+        Some(boxed(loaded.finding(&pointer, Code::NotPermitted, message).warning().help(help)))
+    };
+    loaded
+        .config
+        .servers
+        .iter()
+        .filter(|(_, settings)| settings.url.is_none())
+        .filter_map(finding)
+        .collect()
 }
 
 /// Diagnostic for a finding of the policies. A finding without a policy text points to the config's

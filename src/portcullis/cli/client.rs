@@ -2,6 +2,8 @@
 
 mod connection;
 
+pub(super) use connection::{NewConnection, kinds};
+
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
@@ -20,14 +22,8 @@ use portcullis_protocol::{
     names::{ClientName, Group},
 };
 
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+pub enum Verb {
     /// Add a client and print its key; the key is not shown again
     Add {
         /// The client's name, as used in policies and audit records
@@ -50,8 +46,8 @@ enum Verb {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    match args.verb {
+pub async fn run(verb: Verb, ctx: &Context) -> anyhow::Result<Exit> {
+    match verb {
         Verb::Add { name, groups } => {
             let found = Located::with(ctx.load()?).await;
             add(ctx, &found, &store(ctx, &found)?, &name, groups).await

@@ -5,14 +5,8 @@ use serde_json::{Value, json};
 use super::{Context, Exit};
 use crate::manage::config_values;
 
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+pub enum Verb {
     /// Print the value of a key, or its default
     Get {
         /// The key, with dots: `servers.git.call-timeout-s`
@@ -29,8 +23,8 @@ enum Verb {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    match args.verb {
+pub async fn run(verb: Verb, ctx: &Context) -> anyhow::Result<Exit> {
+    match verb {
         Verb::Get { key } => match config_values::get(&ctx.load()?, &key)? {
             Some(value) if ctx.is_json() => ctx.json(&value)?,
             Some(Value::String(text)) => ctx.line(text)?,

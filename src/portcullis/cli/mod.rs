@@ -23,6 +23,7 @@ mod init;
 mod output;
 mod plugin;
 mod policy;
+mod principal;
 mod profile;
 mod proxy_client;
 mod run;
@@ -32,6 +33,7 @@ mod server;
 mod signing_keys;
 mod start_failure;
 mod status;
+mod stop;
 mod tools;
 
 use std::{ffi::OsStr, io, process::ExitCode, time::Duration};
@@ -67,6 +69,8 @@ enum Verb {
     Add(add::Args),
     /// Run the proxy
     Run(run::Args),
+    /// Stop the running proxy, after its calls in flight
+    Stop(stop::Args),
     /// Show the proxy, its servers, policies, audit log and clients
     Status(status::Args),
     /// Check config, policies and plugins, and list all findings
@@ -78,23 +82,31 @@ enum Verb {
     /// Filter a container engine's socket: only requests that Portcullis needs pass
     Guard(guard::Args),
     /// Print and set single values of the config
-    Config(config::Args),
+    #[command(subcommand)]
+    Config(config::Verb),
     /// Manage clients and their keys
-    Client(client::Args),
+    #[command(subcommand)]
+    Client(client::Verb),
     /// Manage servers
-    Server(server::Args),
+    #[command(subcommand)]
+    Server(server::Verb),
     /// Manage catalogs of servers
-    Catalog(catalog::Args),
+    #[command(subcommand)]
+    Catalog(catalog::Verb),
     /// Manage profiles: named sets of servers
-    Profile(profile::Args),
+    #[command(subcommand)]
+    Profile(profile::Verb),
     /// Manage an encrypted store of secrets, and rotate the secrets of a server
-    Secret(secret::Args),
+    #[command(subcommand)]
+    Secret(secret::Verb),
     /// List and call tools as a client
     Tools(tools::Args),
     /// Policies
-    Policy(policy::Args),
+    #[command(subcommand)]
+    Policy(policy::Verb),
     /// Create, build, test, sign and inspect plugins
-    Plugin(plugin::Args),
+    #[command(subcommand)]
+    Plugin(plugin::Verb),
     /// List, approve and deny calls that wait for approval
     Approve(approve::Args),
     /// The audit log
@@ -204,20 +216,21 @@ impl Verb {
             Self::Init(args) => init::run(args, ctx).await,
             Self::Add(args) => add::run(args, ctx).await,
             Self::Run(args) => run::run(args, ctx).await,
+            Self::Stop(args) => stop::run(args, ctx).await,
             Self::Status(args) => status::run(args, ctx).await,
             Self::Check(args) => check::run(args, ctx).await,
             Self::Doctor(args) => doctor::run(args, ctx).await,
             Self::Connect(args) => connect::run(args, ctx).await,
             Self::Guard(args) => guard::run(args, ctx).await,
-            Self::Config(args) => config::run(args, ctx).await,
-            Self::Client(args) => client::run(args, ctx).await,
-            Self::Server(args) => server::run(args, ctx).await,
-            Self::Catalog(args) => catalog::run(args, ctx).await,
-            Self::Profile(args) => profile::run(args, ctx).await,
-            Self::Secret(args) => secret::run(args, ctx).await,
+            Self::Config(verb) => config::run(verb, ctx).await,
+            Self::Client(verb) => client::run(verb, ctx).await,
+            Self::Server(verb) => server::run(verb, ctx).await,
+            Self::Catalog(verb) => catalog::run(verb, ctx).await,
+            Self::Profile(verb) => profile::run(verb, ctx).await,
+            Self::Secret(verb) => secret::run(verb, ctx).await,
             Self::Tools(args) => tools::run(args, ctx).await,
-            Self::Policy(args) => policy::run(args, ctx).await,
-            Self::Plugin(args) => plugin::run(args, ctx).await,
+            Self::Policy(verb) => policy::run(verb, ctx).await,
+            Self::Plugin(verb) => plugin::run(verb, ctx).await,
             Self::Approve(args) => approve::run(args, ctx).await,
             Self::Audit(args) => audit::run(args, ctx).await,
             Self::Schema(args) => schema::run(args, ctx).await,

@@ -18,14 +18,8 @@ use portcullis_protocol::names::ServerName;
 use portcullis_upstream::RotationReport;
 use portcullis_vault::{MAX_BYTES, Secret, Store};
 
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+pub enum Verb {
     /// Set a secret in an encrypted store; reads the value from standard input or a prompt
     Set {
         /// The name of the secret in the store
@@ -58,7 +52,7 @@ enum Verb {
 }
 
 #[derive(Debug, clap::Args)]
-struct StorePath {
+pub struct StorePath {
     /// The file of the store. Its identity is the file in PORTCULLIS_AGE_IDENTITY. Default: the
     /// store's name with `.key`
     #[arg(long, value_name = "FILE", default_value = "secrets.age")]
@@ -66,8 +60,8 @@ struct StorePath {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    match args.verb {
+pub async fn run(verb: Verb, ctx: &Context) -> anyhow::Result<Exit> {
+    match verb {
         Verb::Set { name, store_path } => set(ctx, &name, &store_path),
         Verb::Ls { store_path } => {
             let names = Store::at(&store_path.store).names()?;

@@ -28,15 +28,10 @@ use portcullis_config::Loaded;
 use portcullis_foundation::atomic_file;
 use portcullis_gateway::{GatewayBuilder, Purpose, admin};
 use portcullis_protocol::names::ServerName;
-
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
+use portcullis_upstream::Server;
 
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+pub enum Verb {
     /// List the servers with runtime and state
     Ls(ProxyArgs),
     /// Show the permissions of a server, the config line of each, and whether policies permit its start
@@ -139,8 +134,8 @@ enum Verb {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    match args.verb {
+pub async fn run(verb: Verb, ctx: &Context) -> anyhow::Result<Exit> {
+    match verb {
         // This command creates the config, which may not exist yet.
         Verb::Import(args) => catalog::import(args, ctx).await,
         Verb::Lock(which) => images::lock(ctx, &which, LockMode::Lock).await,
@@ -237,6 +232,14 @@ async fn tools(
 /// Lines of a server's standard error that are shown if it fails.
 const LOG_LINES: usize = 10;
 
+/// Shows the end of the standard error of a server in this process, which is gone afterwards.
+pub(super) fn show_log_end(ctx: &Context, server: &Server) {
+    let log = server.log();
+    for line in log.iter().skip(log.len().saturating_sub(LOG_LINES)) {
+        ctx.note(format!("{}: {line}", server.name));
+    }
+}
+
 /// Starts a proxy for one request. If the server fails, shows the end of its standard error, which
 /// is gone afterwards.
 async fn in_new_proxy(ctx: &Context, loaded: &Loaded, name: &ServerName) -> anyhow::Result<Value> {
@@ -249,10 +252,7 @@ async fn in_new_proxy(ctx: &Context, loaded: &Loaded, name: &ServerName) -> anyh
         None => Err(anyhow::anyhow!("there is no server `{name}`")),
     };
     if let (Err(_), Some(server)) = (&listed, &server) {
-        let log = server.log();
-        for line in log.iter().skip(log.len().saturating_sub(LOG_LINES)) {
-            ctx.note(format!("{name}: {line}"));
-        }
+        show_log_end(ctx, server);
     }
     proxy.close("the question is answered").await;
     listed.with_context(|| format!("`{name}` does not say which tools it has"))

@@ -7,17 +7,19 @@ use serde_json::{Value, json};
 use super::{
     Context, Exit, Usage,
     proxy_client::{Located, ProxyArgs},
+    server::show_log_end,
     start_failure::reported,
 };
 use crate::manage::{
     one_shot,
+    servers::current_user,
     tool_lists::{acting, missing, nothing_listed},
 };
 use portcullis_config::Loaded;
 use portcullis_gateway::{GatewayBuilder, Purpose, admin, front::http::AS};
 use portcullis_protocol::{
     codec::{Frame, era},
-    exchange::{Method, Revision},
+    exchange::{Method, Revision, View},
     identity::{Keyring, Principal},
     names::ClientName,
     refusal::Refusal,
@@ -91,7 +93,9 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
                 };
                 (answer, states)
             }
-            Located::Alone(loaded) => in_new_proxy(&loaded, args.client.as_deref(), text).await?,
+            Located::Alone(loaded) => {
+                in_new_proxy(&loaded, args.client.as_deref(), text, ctx).await?
+            }
         }
     };
     let answer: Value =
@@ -123,10 +127,11 @@ fn print_error(error: &Value, is_own_list: bool, ctx: &Context) -> anyhow::Resul
         ctx.note(error["message"].as_str().unwrap_or("refused"));
         if is_own_list && error["data"]["code"] == "policy-denied" {
             ctx.note(format_args!("You act as {}; `--as CLIENT` selects a client.", acting(None)));
-            ctx.note(
+            let user = current_user().user.unwrap_or_else(|| "USER".to_owned());
+            ctx.note(format_args!(
                 "A new gateway permits nothing to its local user. Permit read-only tools with \
-                 `portcullis policy new read-only --local-user USER --server SERVER --dir policies`.",
-            );
+                 `portcullis policy new read-only --local-user {user} --server SERVER --dir policies`."
+            ));
         }
     }
     // Only the proxy's errors have a decision id.
@@ -198,6 +203,7 @@ async fn in_new_proxy(
     loaded: &Loaded,
     client: Option<&str>,
     text: bytes::Bytes,
+    ctx: &Context,
 ) -> anyhow::Result<(bytes::Bytes, Vec<Value>)> {
     let principal = match client {
         None | Some("local") => Principal::local(),
@@ -214,6 +220,14 @@ async fn in_new_proxy(
     let (proxy, _watcher) = assembly.start(loaded, Purpose::Serve).await.map_err(reported)?;
     let answer = one_shot::send(&proxy, principal, text).await;
     let states = proxy.servers.states().await;
+    for server in proxy.router.servers(&View::All) {
+        let is_failed = states
+            .iter()
+            .any(|state| state["name"] == server.name.as_str() && state["state"] == "failed");
+        if is_failed {
+            show_log_end(ctx, &server);
+        }
+    }
     proxy.close("the question is answered").await;
     Ok((answer?.context("the call was cancelled")?, states))
 }

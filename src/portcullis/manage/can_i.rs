@@ -26,6 +26,7 @@ use portcullis_protocol::{
     exchange::{self, Transport},
     identity::{Principal, PrincipalKind, Store},
     names::{ClientName, Group, ServerName},
+    tool_names::SEPARATOR,
 };
 use portcullis_upstream::kept_tools;
 
@@ -83,6 +84,15 @@ pub struct Answer {
     pub origin: Option<Origin>,
 }
 
+/// The form SERVER/NAME of a name in merged lists.
+fn own_name(text: &str, config: &Config) -> Option<String> {
+    config.servers.iter().find_map(|(server, settings)| {
+        let prefix = settings.prefix.as_deref().unwrap_or(server.as_str());
+        let name = text.strip_prefix(prefix)?.strip_prefix(SEPARATOR)?;
+        Some(format!("{server}/{name}"))
+    })
+}
+
 /// Evaluates one request with the policies of `engine`, as the proxy with this config would.
 ///
 /// # Errors
@@ -128,8 +138,13 @@ pub fn answer(question: &Question, config: &Config, engine: &Engine) -> anyhow::
             return Ok(answer(outcome, explanation, why, None));
         }
     };
-    let target = Target::parse(action, question.target.as_deref())
-        .map_err(|error| InvalidInput(error.to_string()))?;
+    let target = Target::parse(action, question.target.as_deref()).map_err(|error| {
+        let own = question.target.as_deref().and_then(|text| own_name(text, config));
+        InvalidInput(match own {
+            Some(own) => format!("{error}: write `{own}`"),
+            None => error.to_string(),
+        })
+    })?;
     if let Some(server) = target.server() {
         known_server(server, config)?;
     }

@@ -43,11 +43,7 @@ pub fn init(folder: &Path, group: &Group) -> anyhow::Result<Vec<PathBuf>> {
         let findings: Vec<String> = findings.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("the first policy is invalid: {}", findings.join("; "))
     })?;
-    let ignored = folder.join(".gitignore");
-    let mut files = Vec::new();
-    if ignored.symlink_metadata().is_err() {
-        files.push(NewFile { path: ignored, text: IGNORED.to_owned() });
-    }
+    let mut files = Vec::from_iter(ignoring(folder));
     for (name, text, _) in first.files() {
         files.push(NewFile { path: policies.join(name), text: text.to_owned() });
     }
@@ -59,6 +55,21 @@ pub fn init(folder: &Path, group: &Group) -> anyhow::Result<Vec<PathBuf>> {
         return Err(error);
     }
     Ok(files.into_iter().map(|file| file.path).collect())
+}
+
+/// Keeps the state of a gateway out of a repository of its folder, unless the folder has a list of
+/// ignored files.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn ignore_state(folder: &Path) -> anyhow::Result<()> {
+    new_files::create(&Vec::from_iter(ignoring(folder)))
+}
+
+fn ignoring(folder: &Path) -> Option<NewFile> {
+    let path = folder.join(".gitignore");
+    let missing = path.symlink_metadata().is_err();
+    missing.then(|| NewFile { path, text: IGNORED.to_owned() })
 }
 
 /// Makes a folder with the missing ones above it. Returns those that it made, the innermost first.

@@ -29,6 +29,8 @@ pub struct Removed {
     pub removed: Vec<PathBuf>,
     /// Policies that stay, because they were edited.
     pub kept: Vec<PathBuf>,
+    /// Other policies that still name the server.
+    pub naming: Vec<PathBuf>,
 }
 
 /// Enables or disables a server. Returns whether the config changed.
@@ -78,7 +80,26 @@ pub fn remove(loaded: &Loaded, name: &ServerName) -> anyhow::Result<Removed> {
     if lock.servers.is_empty() && lock.catalogs.is_empty() {
         remove_file(&loaded.base.join(lock::FILE))?;
     }
+    let naming = policies_naming(loaded, name).into_iter();
+    removed.naming = naming.filter(|path| !removed.kept.contains(path)).collect();
     Ok(removed)
+}
+
+/// Files of policies that name a server or something of it. Unreadable files are left out.
+fn policies_naming(loaded: &Loaded, name: &ServerName) -> Vec<PathBuf> {
+    let folder = policies_folder(&loaded.config, &loaded.base);
+    let entries = folder.and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten();
+    let names = |text: &str| {
+        text.contains(&format!("::Server::\"{name}\"")) || text.contains(&format!("::\"{name}/"))
+    };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut naming: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|end| end == "cedar"))
+        .filter(|path| fs::read_to_string(path).is_ok_and(|text| names(&text)))
+        .map(|path| path.strip_prefix(&loaded.base).unwrap_or(&path).to_owned())
+        .collect();
+    naming.sort();
+    naming
 }
 
 /// Files of policies that were written for a server and for no other one, with their digests.

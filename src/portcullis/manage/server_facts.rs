@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::servers::launch_secrets;
 use portcullis_config::Loaded;
-use portcullis_policy::{Part, Start};
+use portcullis_policy::{Action, Part, Start};
 use portcullis_protocol::{names::ServerName, refusal::Rule};
 use portcullis_runtime::{
     container::{self, Deviation},
@@ -112,12 +112,20 @@ fn decide_launch(
     .map_err(|found| found.to_string().lines().next().unwrap_or_default().to_owned())?;
     let start =
         Start { server, program, url: settings.url.as_deref(), secrets: launch_secrets(settings) };
-    let decision = |Part { action, target, outcome }| PartDecision {
-        action: action.as_str(),
-        target,
-        allowed: outcome.permits_alone(),
-        why: outcome.explain_alone(),
-        rules: outcome.rules,
+    let decision = |Part { action, target, outcome }| {
+        let allowed = outcome.permits_alone();
+        let refused = (action == Action::Launch && !allowed)
+            .then(|| engine.refused_deviations(server, program))
+            .flatten();
+        let why = match refused {
+            Some(refused) => format!(
+                "no policy permits it with {}; {} permits it without",
+                refused.quoted('`'),
+                refused.places()
+            ),
+            None => outcome.explain_alone(),
+        };
+        PartDecision { action: action.as_str(), target, allowed, why, rules: outcome.rules }
     };
     Ok(engine.decide_start_at(&start, at).into_iter().map(decision).collect())
 }

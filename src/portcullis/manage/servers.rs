@@ -31,7 +31,12 @@ pub fn unknown(loaded: &Loaded, name: &ServerName) -> anyhow::Error {
     let near = portcullis_protocol::names::nearest(name.as_str(), names.iter().copied());
     match near.first() {
         Some(near) => anyhow::anyhow!("there is no server `{name}`; did you mean `{near}`?"),
-        None => anyhow::anyhow!("there is no server `{name}`; the config has {names:?}"),
+        None if names.is_empty() => anyhow::anyhow!(
+            "there is no server `{name}`, and no other one: `portcullis add` adds a server"
+        ),
+        None => {
+            anyhow::anyhow!("there is no server `{name}`; the config has `{}`", names.join("`, `"))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::servers::current_user;
-use portcullis_protocol::exchange::Method;
+use portcullis_protocol::{exchange::Method, refusal::Code};
 
 /// A sentence for each server whose tools are missing from the list, by the states of all servers.
 pub fn missing(states: &[Value]) -> Vec<String> {
@@ -12,7 +12,11 @@ pub fn missing(states: &[Value]) -> Vec<String> {
         let name = state["name"].as_str()?;
         let mut notices = state["notices"].as_array()?.iter().filter_map(Value::as_str);
         let why = notices.find_map(|notice| notice.strip_prefix(&beginning))?;
-        Some(format!("the tools of server `{name}` are missing: {why}"))
+        let remedy = match why.starts_with(&format!("{}: ", Code::PolicyDenied)) {
+            true => format!("; `portcullis server inspect {name}` shows what is not permitted"),
+            false => String::new(),
+        };
+        Some(format!("the tools of server `{name}` are missing: {why}{remedy}"))
     };
     states.iter().filter_map(of).collect()
 }

@@ -121,6 +121,9 @@ impl Search {
             return Err(missing(&candidate.display().to_string(), "it is not a file"));
         }
         self.mount(candidate, candidate)?;
+        if let Some(beside) = beside(candidate) {
+            self.mount(&beside, &beside)?;
+        }
         if let Some(library) = library(candidate) {
             self.mount(&library, &library)?;
         }
@@ -159,6 +162,12 @@ impl Search {
         self.binds.push(Bind::read_only(source, target));
         Ok(())
     }
+}
+
+/// The program that this one runs from its own folder: `uvx` runs `uv`.
+fn beside(program: &Path) -> Option<PathBuf> {
+    let uv = program.with_file_name("uv");
+    (program.ends_with("uvx") && uv.is_file()).then_some(uv)
 }
 
 /// Package folder that contains a program: a Python environment, or `node_modules`.
@@ -238,6 +247,8 @@ mod tests {
         program(&at("venv/bin/server"), &format!("#!{}\n", at("venv/bin/python").display()));
         fs::write(at("venv/pyvenv.cfg"), "").unwrap();
         symlink(at("python/bin/python3.99"), at("venv/bin/python")).unwrap();
+        program(&at("uv/bin/uvx"), "binary");
+        program(&at("uv/bin/uv"), "binary");
         fs::create_dir_all(at("links")).unwrap();
         symlink(at("venv/bin/server"), at("links/server")).unwrap();
         program(&at("app/node_modules/pkg/index.js"), "#!/bin/sh\n");
@@ -246,6 +257,7 @@ mod tests {
         let python = ["venv", "python/bin/python3.99", "python/lib"];
         for (word, exec, mounted) in [
             ("plain/bin/tool", "plain/bin/tool", &["plain/bin/tool"][..]),
+            ("uv/bin/uvx", "uv/bin/uvx", &["uv/bin/uvx", "uv/bin/uv"]),
             ("venv/bin/server", "venv/bin/server", &python),
             ("links/server", "venv/bin/server", &python),
             ("app/node_modules/.bin/pkg", "app/node_modules/.bin/pkg", &["app/node_modules"]),

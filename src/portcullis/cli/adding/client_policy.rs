@@ -4,24 +4,17 @@ use std::{collections::BTreeSet, path::Path};
 
 use super::planned_server::PlannedServer;
 use crate::{
-    cli::{Reports, Usage},
+    cli::{Reports, Usage, principal::PrincipalArgs},
     manage::new_files::{NewFile, plan},
 };
-use portcullis_policy_tools::{Filling, PolicyPrincipal, Template, ToolName, UserName, make};
-use portcullis_protocol::names::{ClientName, Group};
+use portcullis_policy_tools::{Days, Filling, PolicyPrincipal, Template, ToolName, make};
+use portcullis_protocol::names::Group;
 
 /// Options about the clients of an added server.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli) struct ClientOptions {
-    /// Let the clients of this group use the server. Default: the group `agents`
-    #[arg(long, value_name = "GROUP", group = "principal")]
-    group: Option<Group>,
-    /// Let this client use the server
-    #[arg(long, value_name = "CLIENT", group = "principal")]
-    client: Option<ClientName>,
-    /// Let this user use the server, who runs the proxy and uses `portcullis tools` or `connect`
-    #[arg(long, value_name = "USER", group = "principal")]
-    local_user: Option<UserName>,
+    #[command(flatten)]
+    principal: PrincipalArgs,
     /// What they may do
     #[arg(long, value_enum, default_value_t = Permit::ReadOnly)]
     permit: Permit,
@@ -49,15 +42,29 @@ pub(in crate::cli) struct ClientPolicy {
     template: Template,
     principal: PolicyPrincipal,
     tools: Vec<ToolName>,
+    /// Whether the same command connects a client.
+    connects_one: bool,
 }
 
 impl ClientOptions {
-    /// The policy; `None` if clients get no permissions.
+    /// The group of the clients.
     ///
     /// # Errors
     /// [`Usage`]: the default group is invalid, which is a fault of the program.
-    pub fn policy(&self) -> Result<Option<ClientPolicy>, Usage> {
-        let Self { group, client, local_user, permit, call } = self;
+    pub fn group(&self) -> Result<Group, Usage> {
+        match &self.principal.group {
+            Some(group) => Ok(group.clone()),
+            None => crate::cli::AGENTS.parse().map_err(|error| Usage(format!("{error}"))),
+        }
+    }
+
+    /// The policy; `None` if clients get no permissions. `connects_one`: whether the same command
+    /// connects a client.
+    ///
+    /// # Errors
+    /// [`Usage`]: the default group is invalid, which is a fault of the program.
+    pub fn policy(&self, connects_one: bool) -> Result<Option<ClientPolicy>, Usage> {
+        let Self { principal, permit, call } = self;
         let template = match (permit, call.is_empty()) {
             (_, false) => Template::NamedTools,
             (Permit::ReadOnly, _) => Template::ReadOnly,
@@ -65,15 +72,11 @@ impl ClientOptions {
             (Permit::RateLimit, _) => Template::RateLimit,
             (Permit::Nothing, _) => return Ok(None),
         };
-        let client = client.clone().map(PolicyPrincipal::Client);
-        let principal = match client.or(local_user.clone().map(PolicyPrincipal::LocalUser)) {
+        let principal = match principal.principal() {
             Some(principal) => principal,
-            None => PolicyPrincipal::Group(match group {
-                Some(group) => group.clone(),
-                None => crate::cli::AGENTS.parse().map_err(|error| Usage(format!("{error}")))?,
-            }),
+            None => PolicyPrincipal::Group(self.group()?),
         };
-        Ok(Some(ClientPolicy { template, principal, tools: call.clone() }))
+        Ok(Some(ClientPolicy { template, principal, tools: call.clone(), connects_one }))
     }
 }
 
@@ -87,13 +90,13 @@ impl ClientPolicy {
         }
     }
 
-    /// The option of `client connect` that connects such a client; `None` for the local user.
+    /// The command that connects such a client; `None` for the local user, or if this one does.
     pub(super) fn connects(&self) -> Option<String> {
         match &self.principal {
-            PolicyPrincipal::Group(group) => {
+            PolicyPrincipal::Group(group) if !self.connects_one => {
                 Some(format!("portcullis client connect claude-code --group {group}"))
             }
-            PolicyPrincipal::Client(_) | PolicyPrincipal::LocalUser(_) => None,
+            _ => None,
         }
     }
 
@@ -115,6 +118,7 @@ impl ClientPolicy {
                 folder: None,
                 rate: "60/1m".parse().map_err(Usage)?,
                 hours: (8, 18),
+                days: Days::ALL,
             };
             let rendered = make(self.template, &filling).map_err(|findings| {
                 Reports(findings.into_iter().map(|finding| Box::new(finding) as _).collect())

@@ -56,7 +56,7 @@ pub(in crate::cli) struct AddOptions {
     /// Confirm servers, programs, hosts, folders and variables without a prompt. Secrets and
     /// headers need `--secret`
     #[arg(long)]
-    pub(super) yes: bool,
+    pub(in crate::cli) yes: bool,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]

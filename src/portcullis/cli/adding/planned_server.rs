@@ -17,6 +17,7 @@ use portcullis_catalog::{
     lock::{self, ServerPin},
     write::{Replacement, file_name, policy},
 };
+use portcullis_policy_tools::format;
 
 /// Server that is imported.
 pub struct PlannedServer {
@@ -62,6 +63,12 @@ pub enum Policies {
     Changed(PathBuf, String),
 }
 
+/// The policies for the start of a server, in the layout of `policy fmt`.
+fn start_policy(server: &Server) -> String {
+    let text = policy(server);
+    format(Path::new(&file_name(&server.name)), &text).unwrap_or(text)
+}
+
 impl Policies {
     fn of(
         folder: Option<&Path>,
@@ -72,7 +79,7 @@ impl Policies {
         seen: bool,
     ) -> Self {
         let Some(folder) = folder else { return Self::Nowhere };
-        let (path, text) = (folder.join(file_name(&server.name)), policy(server));
+        let (path, text) = (folder.join(file_name(&server.name)), start_policy(server));
         let ours = locked.and_then(|locked| locked.policies.as_deref()).filter(|_| again);
         // The operator may have deleted the file on purpose.
         let never = !again || locked.is_none_or(|locked| locked.source.is_none());
@@ -97,7 +104,9 @@ impl Policies {
 
     fn digest(&self, server: &Server) -> Option<String> {
         match self {
-            Self::Written { .. } | Self::Same => Some(lock::digest(policy(server).as_bytes())),
+            Self::Written { .. } | Self::Same => {
+                Some(lock::digest(start_policy(server).as_bytes()))
+            }
             Self::Nowhere | Self::There(_) | Self::Changed(..) => None,
         }
     }

@@ -93,26 +93,40 @@ pub(super) fn duplicate_id(
     )
 }
 
-/// Secrets of a server that policies may permit. Unreadable policies may permit all of them; the
-/// conditions of permits are ignored.
+/// Secrets of a server that policies may permit, by the scope of each permit. Unreadable policies may
+/// permit all of them; the conditions of permits are ignored.
 pub(super) fn perhaps_permitted<'a>(
     policies: &Option<PolicySet>,
     server: &str,
     secrets: impl Iterator<Item = &'a str>,
 ) -> BTreeSet<String> {
-    let is = |uid: &EntityUid, id: &str| uid.id().unescaped() == id;
+    let is = |uid: &EntityUid, kind: &str, id: &str| {
+        uid.type_name().basename() == kind && uid.id().unescaped() == id
+    };
     let permits = |policy: &Policy, secret: &str| {
+        let delivers = |action: &EntityUid| {
+            ["deliver_secret", "from_proxy"].iter().any(|id| is(action, "Action", id))
+        };
         let action = match policy.action_constraint() {
-            ActionConstraint::Eq(action) => is(&action, "deliver_secret"),
-            ActionConstraint::Any | ActionConstraint::In(_) => true,
+            ActionConstraint::Any => true,
+            ActionConstraint::Eq(action) => delivers(&action),
+            ActionConstraint::In(actions) => actions.iter().any(delivers),
         };
         let principal = match policy.principal_constraint() {
-            PrincipalConstraint::Eq(principal) => is(&principal, server),
-            _ => true,
+            PrincipalConstraint::Any => true,
+            PrincipalConstraint::Is(kind) => kind.basename() == "Server",
+            PrincipalConstraint::Eq(uid)
+            | PrincipalConstraint::In(uid)
+            | PrincipalConstraint::IsIn(_, uid) => is(&uid, "Server", server),
         };
         let resource = match policy.resource_constraint() {
-            ResourceConstraint::Eq(resource) => is(&resource, &format!("{server}/{secret}")),
-            _ => true,
+            ResourceConstraint::Any => true,
+            ResourceConstraint::Is(kind) => kind.basename() == "Secret",
+            ResourceConstraint::Eq(uid)
+            | ResourceConstraint::In(uid)
+            | ResourceConstraint::IsIn(_, uid) => {
+                is(&uid, "Secret", &format!("{server}/{secret}")) || is(&uid, "Server", server)
+            }
         };
         policy.effect() == Effect::Permit && action && principal && resource
     };

@@ -81,10 +81,10 @@ pub(super) async fn run(
 
 /// Creates a file that only its owner may access; fails if it exists.
 fn create(path: &std::path::Path) -> anyhow::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("cannot make {}", path.display()))
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).with_context(|| {
+        match path.exists() {
+            true => format!("{} exists already: name another file, or remove it", path.display()),
+            false => format!("cannot make {}", path.display()),
+        }
+    })
 }

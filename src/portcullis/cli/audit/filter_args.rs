@@ -102,9 +102,16 @@ impl FilterArgs {
                 filter = filter.and(more);
             }
         }
+        Ok(filter.and(self.times(&now)?))
+    }
+
+    /// Filter of the start and the end time alone.
+    pub fn times(&self, now: &Zoned) -> anyhow::Result<Filter> {
+        let mut filter =
+            Filter::parse("", now).map_err(|illegal| Reports(vec![Box::new(illegal)]))?;
         for (name, sign, time) in [("since", ">=", &self.since), ("until", "<", &self.until)] {
             if let Some(time) = time {
-                filter = filter.and(moment(sign, time, &now).ok_or_else(|| {
+                filter = filter.and(moment(sign, time, now).ok_or_else(|| {
                     Usage(format!(
                         "--{name} takes a time such as 2026-11-21T08:00:00Z, a day such as \
                          2026-11-21 or today, or a while ago such as 90m, 24h or 7d"

@@ -87,7 +87,7 @@ fn print(ctx: &Context, summary: &Summary) -> anyhow::Result<()> {
     times(ctx, summary)?;
     top(ctx, "CLIENT", &summary.clients, true)?;
     top(ctx, "METHOD", &summary.methods, true)?;
-    top(ctx, "NOT DONE: CODE", &summary.codes, false)?;
+    top(ctx, "REFUSED OR FAILED: CODE", &summary.codes, false)?;
     top(ctx, "REFUSED: RULE", &summary.rules, false)?;
     top(ctx, "REFUSED, NOT RECORDED ONE BY ONE: CODE", &summary.summarized, false)
 }

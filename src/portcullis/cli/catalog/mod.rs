@@ -20,14 +20,8 @@ pub(super) use {
     sources::{Fetched, Workspace, file},
 };
 
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+pub enum Verb {
     /// List the added catalogs
     Ls,
     /// List the servers of a catalog, or show the config entry for one of them
@@ -73,9 +67,9 @@ enum Verb {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+pub async fn run(verb: Verb, ctx: &Context) -> anyhow::Result<Exit> {
     let mut workspace = Workspace::open(ctx)?;
-    match args.verb {
+    match verb {
         Verb::Ls => ls(ctx, &workspace),
         Verb::Show { catalog, server } => {
             show::run(ctx, &workspace, &catalog, server.as_deref()).await

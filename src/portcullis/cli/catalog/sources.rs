@@ -21,8 +21,17 @@ use portcullis_upstream::{Engines, images::client_settings};
 /// Media type of the only layer of such artifacts.
 const LAYER: &str = "application/json";
 
-/// Maximum time for all pages of a registry.
-const REGISTRY_TIMEOUT: Duration = Duration::from_secs(300);
+/// Time limits for fetching a URL.
+#[derive(Debug, Clone, Copy)]
+struct FetchTimeouts {
+    /// Of one response, to its end.
+    response: Duration,
+    /// Of all pages of a registry.
+    pages: Duration,
+}
+
+const FETCH_TIMEOUTS: FetchTimeouts =
+    FetchTimeouts { response: Duration::from_secs(60), pages: Duration::from_secs(300) };
 
 /// Folder of the config, with its lock file and its copies of catalogs.
 pub(in crate::cli) struct Workspace {
@@ -56,22 +65,58 @@ impl Fetched {
 }
 
 /// Fetches the text of a URL.
-async fn page(client: &reqwest::Client, url: &url::Url) -> anyhow::Result<Fetched> {
-    let answer =
-        client.get(url.clone()).header("accept", "application/json, application/yaml, */*").send();
-    let answer = answer.await.with_context(|| format!("cannot fetch {url}"))?;
+async fn page(
+    client: &reqwest::Client,
+    url: &url::Url,
+    timeout: Duration,
+) -> anyhow::Result<Fetched> {
+    let failed = |error: reqwest::Error| match error.is_timeout() {
+        true => anyhow::anyhow!(
+            "{url} did not answer in full within {timeout:?}: try again later, or use a copy in a file"
+        ),
+        false => anyhow::Error::new(error).context(format!("cannot fetch {url}")),
+    };
+    let request = client.get(url.clone()).timeout(timeout);
+    let answer = request.header("accept", "application/json, application/yaml, */*").send();
+    let answer = answer.await.map_err(failed)?;
     if !answer.status().is_success() {
         bail!("cannot fetch {url}: it answers {}", answer.status());
     }
     let mut bytes = Vec::new();
     let mut pieces = answer.bytes_stream();
     while let Some(piece) = pieces.next().await {
-        bytes.extend_from_slice(&piece.with_context(|| format!("cannot fetch {url}"))?);
+        bytes.extend_from_slice(&piece.map_err(failed)?);
         if bytes.len() > MAX_BYTES {
             bail!("the response of {url} has more than {} MiB", MAX_BYTES >> 20);
         }
     }
     Fetched::of(url.as_str(), bytes)
+}
+
+/// Fetches the text of a URL, and all pages of a registry.
+async fn fetch_url(url: &url::Url, timeouts: FetchTimeouts) -> anyhow::Result<Fetched> {
+    let client = reqwest::Client::builder()
+        // A redirect could lead to a host that the operator did not name.
+        .redirect(reqwest::redirect::Policy::none())
+        .build()?;
+    let end = tokio::time::Instant::now() + timeouts.pages;
+    let mut pages = Pages::default();
+    let mut fetched = page(&client, url, timeouts.response).await?;
+    let mut next = pages.add(url, &fetched.text)?;
+    while let Some(url) = next {
+        let answer = page(&client, &url, timeouts.response);
+        let Ok(answer) = tokio::time::timeout_at(end, answer).await else {
+            bail!("the pages of {url} take more than {:?}", timeouts.pages);
+        };
+        next = pages.add(&url, &answer?.text)?;
+        if pages.bytes() > MAX_BYTES {
+            bail!("the pages of {url} have more than {} MiB", MAX_BYTES >> 20);
+        }
+    }
+    if let Some(text) = pages.joined() {
+        fetched = Fetched::of(url.as_str(), text.into_bytes())?;
+    }
+    Ok(fetched)
 }
 
 impl Workspace {
@@ -123,7 +168,7 @@ impl Workspace {
     pub async fn fetch(&self, reference: &Reference) -> anyhow::Result<Fetched> {
         match reference {
             Reference::File(path) => file(path),
-            Reference::Url(url) => self.url(url).await,
+            Reference::Url(url) => fetch_url(url, FETCH_TIMEOUTS).await,
             Reference::Catalog { catalog, .. } => match self.lock.catalogs.get(catalog) {
                 Some(pin) => self.read_pinned(catalog, pin),
                 None => {
@@ -136,32 +181,6 @@ impl Workspace {
             },
             Reference::Image(_) => bail!("an image does not describe servers"),
         }
-    }
-
-    /// Fetches the text of a URL, and all pages of a registry.
-    async fn url(&self, url: &url::Url) -> anyhow::Result<Fetched> {
-        let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(60))
-            // A redirect could lead to a host that the operator did not name.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
-        let end = tokio::time::Instant::now() + REGISTRY_TIMEOUT;
-        let mut pages = Pages::default();
-        let mut fetched = page(&client, url).await?;
-        let mut next = pages.add(url, &fetched.text)?;
-        while let Some(url) = next {
-            let Ok(answer) = tokio::time::timeout_at(end, page(&client, &url)).await else {
-                bail!("the pages of {url} take more than {} s", REGISTRY_TIMEOUT.as_secs());
-            };
-            next = pages.add(&url, &answer?.text)?;
-            if pages.bytes() > MAX_BYTES {
-                bail!("the pages of {url} have more than {} MiB", MAX_BYTES >> 20);
-            }
-        }
-        if let Some(text) = pages.joined() {
-            fetched = Fetched::of(url.as_str(), text.into_bytes())?;
-        }
-        Ok(fetched)
     }
 
     fn copy_of(&self, digest: &str) -> PathBuf {
@@ -343,4 +362,67 @@ pub(in crate::cli) fn file(path: &Path) -> anyhow::Result<Fetched> {
         bail!("{shown} has more than {} MiB", MAX_BYTES >> 20);
     }
     Fetched::of(&shown, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    const TIMEOUTS: FetchTimeouts =
+        FetchTimeouts { response: Duration::from_millis(300), pages: Duration::from_secs(300) };
+
+    /// The error of a fetch from a server that answers each connection so.
+    async fn error<F>(answer: impl Fn(TcpStream) -> F + Send + 'static) -> (String, String)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v0/servers", listener.local_addr().unwrap());
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 4096]).await;
+                tokio::spawn(answer(stream));
+            }
+        });
+        let error = fetch_url(&url.parse().unwrap(), TIMEOUTS).await.unwrap_err();
+        (url, format!("{error:#}"))
+    }
+
+    #[tokio::test]
+    async fn registry_that_never_ends_its_answer_is_an_error_with_a_remedy() {
+        let (url, silent) = error(|stream| async move {
+            let _open = stream;
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let remedy =
+            "did not answer in full within 300ms: try again later, or use a copy in a file";
+        assert_eq!(silent, format!("{url} {remedy}"));
+        let (url, slow) = error(|mut stream| async move {
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
+            let mut written = stream.write_all(head).await;
+            while written.is_ok() {
+                written = stream.write_all(b" ").await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        assert_eq!(slow, format!("{url} {remedy}"));
+    }
+
+    #[tokio::test]
+    async fn registry_that_cuts_its_answer_is_an_error() {
+        let (url, cut) = error(|mut stream| async move {
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{\"servers\":[";
+            let _ = stream.write_all(head).await;
+        })
+        .await;
+        assert!(cut.starts_with(&format!("cannot fetch {url}")), "{cut}");
+    }
 }

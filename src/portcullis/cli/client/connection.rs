@@ -58,7 +58,7 @@ const ENTRY: &str = "portcullis";
 
 /// Options of `connect`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Connect {
+pub struct Connect {
     #[command(flatten)]
     selection: Selection,
     /// Name of the client in policies and audit records. Default: CLIENT, with the name of the
@@ -78,12 +78,47 @@ pub(super) struct Connect {
 
 /// Options of `disconnect`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Disconnect {
+pub struct Disconnect {
     #[command(flatten)]
     selection: Selection,
 }
 
-fn kinds() -> impl TypedValueParser<Value = &'static ClientKind> {
+/// A client that is connected together with the server that it uses.
+pub(in crate::cli) struct NewConnection {
+    pub kind: &'static ClientKind,
+    /// The group whose policies apply to it.
+    pub group: Group,
+    /// Whether the change is confirmed already.
+    pub yes: bool,
+}
+
+impl NewConnection {
+    fn selection(&self) -> Selection {
+        Selection { kind: self.kind, project: None, file: None, yes: self.yes, dry_run: false }
+    }
+
+    /// Checks the client's config file, before the server is added.
+    ///
+    /// # Errors
+    /// The file cannot be changed.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let file = self.selection().read()?;
+        let text = file.text.as_deref().unwrap_or_default();
+        self.kind.find(text, ENTRY).map_err(|problem| at(&file, &problem))?;
+        Ok(())
+    }
+
+    /// Connects the client, unless it is connected already.
+    pub async fn connect(self, ctx: &Context) -> anyhow::Result<Exit> {
+        let selection = self.selection();
+        let found = Located::with(ctx.load()?).await;
+        let known = connections(&found)?.find(self.kind, &selection.path()?)?.is_some();
+        let groups = if known { Vec::new() } else { vec![self.group] };
+        connect(Connect { selection, name: None, groups, url: None, entry: None }, ctx).await
+    }
+}
+
+pub(in crate::cli) fn kinds() -> impl TypedValueParser<Value = &'static ClientKind> {
     let values = CLIENTS.iter().map(|kind| PossibleValue::new(kind.name).help(kind.title));
     PossibleValuesParser::new(values)
         .try_map(|name: String| named(&name).ok_or("this is not a supported client"))
@@ -272,10 +307,11 @@ pub(super) async fn connect(options: Connect, ctx: &Context) -> anyhow::Result<E
         return Err(error);
     }
     report(ctx, &connection, Some((text, after.as_str())), true)?;
-    ctx.note(format!(
-        "{} is connected, as the client `{name}`. Restart it. It needs a running proxy: `portcullis run`.",
-        kind.title
-    ));
+    let proxy = match starts {
+        true => "It starts the proxy in the background if none runs.",
+        false => "It needs a running proxy.",
+    };
+    ctx.note(format!("{} is connected, as the client `{name}`. Restart it. {proxy}", kind.title));
     if !is_in_group {
         ctx.note(format!(
             "Policies decide what it may do: `portcullis policy new read-only --client {name} --server SERVER`."

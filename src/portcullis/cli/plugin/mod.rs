@@ -17,14 +17,8 @@ use portcullis_gateway as gateway;
 use portcullis_oci::Url;
 use portcullis_plugin_host::{Artifact, Artifacts, Compiled, LoadError, Pin, PluginHost};
 
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+pub enum Verb {
     /// Create a project that builds and passes its own test cases
     New(new::New),
     /// Build a project into `target/NAME.wasm`
@@ -49,8 +43,8 @@ enum Verb {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    match args.verb {
+pub async fn run(verb: Verb, ctx: &Context) -> anyhow::Result<Exit> {
+    match verb {
         Verb::New(options) => new::new(&options, ctx),
         Verb::Build(options) => build::build(&options, ctx).await,
         Verb::Test(options) => test::test(&options, ctx).await,

@@ -8,12 +8,15 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::{count, replay::decisions};
+use super::{
+    count,
+    replay::{decisions, records},
+};
 use crate::cli::{
     Context, Exit, Reports, Usage,
     audit::{FilterArgs, LogLocation, Source, conclude},
 };
-use portcullis_policy_tools::{Learner, Proposal};
+use portcullis_policy_tools::{Learner, Proposal, START_EVENTS};
 
 /// Maximum calls under obligations in the text format; JSON has all.
 const MAX_LISTED: usize = 20;
@@ -34,6 +37,7 @@ pub struct Args {
 /// Runs the verb.
 pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let Args { output, which, location } = args;
+    let times = which.times(&jiff::Zoned::now())?;
     let filter = which.filter()?;
     let file = match &output {
         Some(path) => named(path)?,
@@ -42,7 +46,14 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
     let source = Source::find(&location, ctx).await?;
     let mut learner = Learner::default();
     let progress = ctx.progress("learning from the recorded calls");
-    let unreadable = decisions(&source, filter, |entry| learner.take(entry)).await?;
+    let mut unreadable = decisions(&source, filter, |entry| learner.take(entry)).await?;
+    // Starts of servers are events of no client, so only the time selects them.
+    let starts = format!("event in ({})", START_EVENTS.join(", "));
+    for part in records(&source, times, &starts, |entry| learner.take_start(entry)).await? {
+        if !unreadable.contains(&part) {
+            unreadable.push(part);
+        }
+    }
     drop(progress);
     let learned = learner
         .finish(&file)
@@ -84,6 +95,12 @@ fn notes(learned: &Proposal, ctx: &Context) {
             ctx.note(format_args!("  and more of {} others", learned.obliged.len() - MAX_LISTED));
         }
     }
+    for server in &learned.not_started {
+        ctx.note(format_args!(
+            "no start of `{server}` is on record in this time, so no policy permits it: begin \
+             earlier (`--since`), or use `portcullis policy new launch --server {server}`"
+        ));
+    }
     if learned.refused > 0 {
         ctx.note(format_args!(
             "{} refused calls match these policies: other data decided, such as arguments; add \
@@ -105,10 +122,14 @@ fn named(path: &Path) -> anyhow::Result<String> {
 }
 
 fn create(path: &Path, text: &str) -> anyhow::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .with_context(|| format!("cannot make {}", path.display()))?;
+    let mut file =
+        OpenOptions::new().write(true).create_new(true).open(path).with_context(|| {
+            match path.exists() {
+                true => {
+                    format!("{} exists already: name another file, or remove it", path.display())
+                }
+                false => format!("cannot make {}", path.display()),
+            }
+        })?;
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -18,14 +18,8 @@ use portcullis_config::Loaded;
 use portcullis_policy::{Engine, Finding, Inventory, Revision, Source};
 use portcullis_protocol::identity::Store;
 
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+pub enum Verb {
     /// Check policies and list all findings
     Check(check::Check),
     /// Format policies, keeping their comments
@@ -51,8 +45,8 @@ enum Verb {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
-    match args.verb {
+pub async fn run(verb: Verb, ctx: &Context) -> anyhow::Result<Exit> {
+    match verb {
         Verb::Check(check) => check::check(&check, ctx),
         Verb::Fmt(fmt) => fmt::fmt(&fmt, ctx),
         Verb::Test(options) => test::test(&options, ctx),

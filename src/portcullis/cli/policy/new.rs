@@ -3,13 +3,13 @@
 use std::{collections::BTreeSet, path::PathBuf};
 
 use crate::{
-    cli::{Context, Exit, Reports, Usage},
+    cli::{Context, Exit, Reports, Usage, principal::PrincipalArgs},
     manage::new_files::{self, NewFile},
 };
 use portcullis_policy_tools::{
-    Filling, FolderPath, PolicyPrincipal, RateText, Rendered, Template, ToolName, UserName, make,
+    Days, Filling, FolderPath, RateText, Rendered, Template, ToolName, make,
 };
-use portcullis_protocol::names::{ClientName, Group, ServerName};
+use portcullis_protocol::names::ServerName;
 
 /// Options of the verb.
 #[derive(Debug, clap::Args)]
@@ -17,15 +17,8 @@ pub struct New {
     /// The template
     #[arg(value_enum)]
     template: Template,
-    /// Apply the policy to the clients of this group
-    #[arg(long, value_name = "GROUP", group = "principal")]
-    group: Option<Group>,
-    /// Apply the policy to this client
-    #[arg(long, value_name = "CLIENT", group = "principal")]
-    client: Option<ClientName>,
-    /// Apply the policy to this user, who runs the proxy and uses `portcullis tools` or `connect`
-    #[arg(long, value_name = "USER", group = "principal")]
-    local_user: Option<UserName>,
+    #[command(flatten)]
+    principal: PrincipalArgs,
     /// Write a policy for this server; repeatable
     #[arg(long = "server", value_name = "SERVER", required = true)]
     servers: Vec<ServerName>,
@@ -41,6 +34,9 @@ pub struct New {
     /// The hours for `working-hours`, UTC
     #[arg(long, value_name = "FROM-TO", default_value = "8-18", value_parser = hours)]
     hours: (u8, u8),
+    /// The days of the week for `working-hours`, such as `mon-fri`. Default: each day
+    #[arg(long, value_name = "FROM-TO")]
+    days: Option<Days>,
     /// Write TEMPLATE-SERVER.cedar and TEMPLATE-SERVER.test.yaml, and if the template permits calls
     /// also connect-PRINCIPAL.cedar and connect-PRINCIPAL.test.yaml, to this folder instead of
     /// standard output
@@ -82,12 +78,8 @@ pub fn new(options: &New, ctx: &Context) -> anyhow::Result<Exit> {
 
 /// The values of the options, or why the template cannot be filled with them.
 fn filling(options: &New) -> Result<Filling, &'static str> {
-    let New { template, group, client, local_user, servers, tools, folder, rate, hours, .. } =
-        options;
-    let group = group.clone().map(PolicyPrincipal::Group);
-    let client = client.clone().map(PolicyPrincipal::Client);
-    let local_user = local_user.clone().map(PolicyPrincipal::LocalUser);
-    let principal = group.or(client).or(local_user);
+    let New { template, servers, tools, folder, rate, hours, days, .. } = options;
+    let principal = options.principal.principal();
     match (template.needs_principal(), &principal) {
         (true, None) => return Err("name the principal: `--group`, `--client` or `--local-user`"),
         (false, Some(_)) => {
@@ -116,5 +108,6 @@ fn filling(options: &New) -> Result<Filling, &'static str> {
         folder: folder.clone(),
         rate: rate.clone(),
         hours: *hours,
+        days: days.unwrap_or(Days::ALL),
     })
 }

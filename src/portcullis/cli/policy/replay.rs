@@ -65,12 +65,22 @@ pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
 pub(super) async fn decisions(
     source: &Source,
     filter: Filter,
+    take: impl FnMut(&Entry),
+) -> anyhow::Result<Vec<String>> {
+    records(source, filter, "kind in (intent, refused)", take).await
+}
+
+/// The same for other records, by a filter in text form.
+pub(super) async fn records(
+    source: &Source,
+    filter: Filter,
+    which: &str,
     mut take: impl FnMut(&Entry),
 ) -> anyhow::Result<Vec<String>> {
-    let decided = Filter::parse("kind in (intent, refused)", &jiff::Zoned::now())
+    let which = Filter::parse(which, &jiff::Zoned::now())
         .map_err(|illegal| anyhow::anyhow!("{illegal}"))?;
     let mut query = Query {
-        filter: filter.and(decided),
+        filter: filter.and(which),
         intents: true,
         order: Order::OldestFirst,
         limit: Some(PAGE_MAX),

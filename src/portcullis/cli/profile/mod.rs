@@ -16,14 +16,8 @@ use super::{
 use portcullis_catalog::{PROFILE, profile_file::Profile};
 use portcullis_protocol::names::ServerName;
 
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
 #[derive(Debug, clap::Subcommand)]
-enum Verb {
+pub enum Verb {
     /// List the profiles in the config's folder
     Ls,
     /// Show the servers of a profile
@@ -81,9 +75,9 @@ enum Verb {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, ctx: &Context) -> anyhow::Result<Exit> {
+pub async fn run(verb: Verb, ctx: &Context) -> anyhow::Result<Exit> {
     let mut workspace = Workspace::open(ctx)?;
-    match args.verb {
+    match verb {
         Verb::Ls => ls(ctx, &workspace),
         Verb::Show { name } => show(ctx, &workspace, &name),
         Verb::Create { name, servers, title, settings } => {

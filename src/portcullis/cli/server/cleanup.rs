@@ -18,7 +18,7 @@ use portcullis_runtime::container;
 use portcullis_upstream::{Orphans, config::Runtime};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub struct Args {
     /// Print the orphans without removing them
     #[arg(long)]
     dry_run: bool,

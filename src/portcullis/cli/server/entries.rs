@@ -25,9 +25,9 @@ pub(super) fn enable(ctx: &Context, name: &ServerName, enabled: bool) -> anyhow:
 
 /// Removes a server.
 pub(super) fn remove(ctx: &Context, name: &ServerName) -> anyhow::Result<Exit> {
-    let Removed { removed, kept } = server_entries::remove(&ctx.load()?, name)?;
+    let Removed { removed, kept, naming } = server_entries::remove(&ctx.load()?, name)?;
     if ctx.is_json() {
-        ctx.json(&json!({ "server": name, "removed": removed, "kept": kept }))?;
+        ctx.json(&json!({ "server": name, "removed": removed, "kept": kept, "naming": naming }))?;
         return Ok(Exit::Ok);
     }
     ctx.note(format_args!("server `{name}` is removed from {}", ctx.config.display()));
@@ -36,6 +36,9 @@ pub(super) fn remove(ctx: &Context, name: &ServerName) -> anyhow::Result<Exit> {
     }
     for path in kept {
         ctx.line(format_args!("kept {}, which was edited", path.display()))?;
+    }
+    for path in naming {
+        ctx.line(format_args!("kept {}, which names the server", path.display()))?;
     }
     Ok(Exit::Ok)
 }

@@ -16,13 +16,13 @@ use portcullis_foundation::atomic_file;
 use portcullis_protocol::names::ServerName;
 
 #[derive(Debug, clap::Subcommand)]
-pub(super) enum Export {
+pub enum Export {
     /// Write Kubernetes manifests: a pod with a proxy for only this server, and its resources
     K8s(K8s),
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct K8s {
+pub struct K8s {
     /// The server's name in the config
     server: ServerName,
     /// The Portcullis image by digest, as built by `examples/deploy/build`

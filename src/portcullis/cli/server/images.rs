@@ -17,7 +17,7 @@ use portcullis_upstream::images::{Images, mib};
 
 /// The servers that a verb is about.
 #[derive(Debug, clap::Args)]
-pub(super) struct ServerSelection {
+pub struct ServerSelection {
     /// Servers of the config. Default: all servers with an image
     servers: Vec<ServerName>,
 }

@@ -24,7 +24,7 @@ pub(in crate::manage) fn of_running(status: &Value) -> Vec<Check> {
     let waiting: Vec<_> = waiting.filter_map(Value::as_str).collect();
     if !waiting.is_empty() {
         let detail = format!("changed since the proxy started: {}", waiting.join(", "));
-        checks.push(Check::warn("config", detail, "start the proxy again to have that count"));
+        checks.push(Check::warn("config", detail, "restart the proxy to apply this"));
     }
     checks.extend(status["servers"].as_array().into_iter().flatten().filter_map(server));
     if let Some(why) = status["policies"]["last_error"][0]["message"].as_str() {

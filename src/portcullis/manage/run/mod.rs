@@ -166,7 +166,10 @@ async fn begin(
             Some(socket) => front::http::Listener::passed(socket)
                 .with_context(|| format!("cannot use the passed socket of {http}"))?,
             None => front::http::Listener::bind(http).await.with_context(|| {
-                format!("cannot listen on {http}: choose another `listen.http`")
+                format!(
+                    "cannot listen on {http}: choose another `listen.http` (`portcullis config set \
+                     listen.http HOST:PORT`)"
+                )
             })?,
         };
         (Some(listener), Purpose::Serve)

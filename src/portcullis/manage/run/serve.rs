@@ -31,6 +31,8 @@ pub(super) async fn serve(
     tokio::spawn(proxy.clients.clone().follow_changes(keyring.clone(), keyring.changes()));
     let _key_watcher = keyring.watch().context("the file of clients cannot be watched")?;
 
+    // By an operator, on the admin socket.
+    let requested = CancellationToken::new();
     let stop = CancellationToken::new();
     // Every exit from this function stops these tasks.
     let _stopped = stop.clone().drop_guard();
@@ -48,6 +50,7 @@ pub(super) async fn serve(
         .merge(admin::client_routes(proxy.clone()))
         .merge(admin::image_routes(proxy.clone()))
         .merge(admin::leftover_routes(proxy.clone()))
+        .merge(admin::stop_routes(requested.clone()))
         .merge(front::http::local(proxy.clone(), keyring));
     let recorder = admin::Recorder {
         audit: proxy.audit.clone(),
@@ -69,7 +72,7 @@ pub(super) async fn serve(
     listening(address);
     tracing::info!(%address, state_dir = %loaded.config.state_dir.display(), "listening");
 
-    let reason = wait(options.stdio, &proxy, terminate, interrupt).await;
+    let reason = wait(options.stdio, &proxy, &requested, terminate, interrupt).await;
     tracing::info!(reason, "stopping");
     drop(announced);
     stop.cancel();
@@ -155,6 +158,7 @@ async fn follow(
 async fn wait(
     stdio: bool,
     proxy: &Arc<Gateway>,
+    requested: &CancellationToken,
     mut terminate: Signal,
     mut interrupt: Signal,
 ) -> &'static str {
@@ -169,6 +173,7 @@ async fn wait(
     tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
+        () = requested.cancelled() => "an operator stopped it",
         () = input_ended => "the input ended",
     }
 }
