@@ -14,8 +14,8 @@ use std::sync::LazyLock;
 use aho_corasick::AhoCorasick;
 
 use self::words::{
-    ABOUT, COUNTED, HARMLESS_TOKENS, JOINED, NAMING_KEYS, NEUTRAL, PASSWORDS, PINS, STEMS, STRONG,
-    TERMS, VALUE_KEYS,
+    ABOUT, COUNTED, HARMLESS_PAIRS, HARMLESS_TOKENS, JOINED, NAMING_KEYS, NEUTRAL, PASSWORDS, PINS,
+    STEMS, STRONG, TERMS, VALUE_KEYS,
 };
 
 /// Number of bytes of a name that are checked, from its end.
@@ -150,7 +150,8 @@ fn ends_with_term(words: &[&str]) -> bool {
     let previous = before.last().copied().unwrap_or_default();
     let singular = last.strip_suffix('s').unwrap_or(last);
     if singular == "token" {
-        return !HARMLESS_TOKENS.contains(&previous);
+        return !HARMLESS_TOKENS.contains(&previous)
+            && !HARMLESS_PAIRS.iter().any(|pair| before.ends_with(pair));
     }
     if *last == "pin" {
         return before.is_empty() || PINS.contains(&previous);

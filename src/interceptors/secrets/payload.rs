@@ -13,6 +13,7 @@ use super::{
     names::{is_named_by_another, is_secret, names_another},
     prefilter::Suspects,
     scan::{Budget, Hit, MAX_NAME_BYTES, Scanner, Spent},
+    split::{self, Chain, Joined},
 };
 
 /// Limit of the reported secrets of one payload; further ones are counted.
@@ -80,14 +81,17 @@ struct Cut {
 /// gets none.
 pub(super) type MakeHandle<'a> = dyn Fn(usize, &str) -> Option<String> + 'a;
 
-/// Scans every string, key and number of a JSON text. `actions` has an action for each id.
+/// Scans every string, key and number of a JSON text. `actions` has an action for each id. `before`
+/// is the end of the message before, if it may be the beginning of a secret. Also returns that of
+/// this message.
 pub(super) fn inspect(
     scanner: &Scanner,
     actions: &[Action],
     raw: &[u8],
     handle: Option<&MakeHandle<'_>>,
-) -> Result<Report, Unscanned> {
-    inspect_within(&mut Budget::of(raw.len()), scanner, actions, raw, handle)
+    before: &[u8],
+) -> Result<(Report, Option<String>), Unscanned> {
+    inspect_within(&mut Budget::of(raw.len()), scanner, actions, raw, handle, before)
 }
 
 /// The same within a budget.
@@ -97,11 +101,13 @@ pub(super) fn inspect_within(
     actions: &[Action],
     raw: &[u8],
     handle: Option<&MakeHandle<'_>>,
-) -> Result<Report, Unscanned> {
+    before: &[u8],
+) -> Result<(Report, Option<String>), Unscanned> {
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
     let suspects = scanner.suspects(raw);
     let members = scanner.of_members();
+    let mut chain = Chain::behind(before);
     each_text::<Unscanned>(raw, |path, text| {
         let is_suspicious =
             |part: &Range<usize>| suspects.as_ref().is_none_or(|all| all.has(raw, part));
@@ -112,11 +118,12 @@ pub(super) fn inspect_within(
                 && !scanner.is_allowed(&text.decoded);
             is_secret.then(|| Hit { id, range: 0..text.decoded.len() })
         });
-        if member.is_none() && !is_named && !is_suspicious(&text.span) {
-            budget.decoded.earn(text.span.len());
-            return Ok(false);
-        }
+        let is_scanned = member.is_some() || is_named || is_suspicious(&text.span);
         let mut hits = match text.role {
+            _ if !is_scanned => {
+                budget.decoded.earn(text.span.len());
+                Vec::new()
+            }
             Role::Numbers => scanner.scan_numbers(&text.decoded, budget)?,
             Role::Key | Role::Value => scanner.scan(&text.decoded, budget)?,
         };
@@ -128,6 +135,39 @@ pub(super) fn inspect_within(
         }
         if hits.is_empty() {
             hits.extend(member);
+        }
+        // The kind of a text block is between its text and that of the block before, and the name of
+        // a tool before its arguments.
+        let is_kind = || match path.member_key().and_then(|key| raw.get(key.clone())) {
+            Some(b"type") => true,
+            Some(b"name") => path.is_outermost(),
+            _ => false,
+        };
+        if text.role == Role::Value && !text.decoded.is_empty() && !is_kind() {
+            let next = split::Next {
+                span: &text.span,
+                decoded: &text.decoded,
+                has_keyword: suspects.as_ref().is_none_or(|all| all.has_mark(&text.span)),
+                has_secret: hits.iter().any(|hit| scanner.is_of_format(hit)),
+            };
+            if let Some(joined) = chain.add(raw, scanner.divisions(), &next, || path.pointer(raw)) {
+                add_divided(scanner, actions, raw, &joined, budget, &mut report, &mut cuts)?;
+            }
+        }
+        if let Some((id, span)) = members.zip(value_before(raw, path, &text, suspects.as_ref()))
+            && !scanner.is_allowed(&decode(raw.get(span.clone()).unwrap_or_default()))
+        {
+            let action = actions.get(id).copied().unwrap_or(Action::Refuse);
+            let whole = 0..decode(raw.get(span.clone()).unwrap_or_default()).len();
+            add_elsewhere(
+                raw,
+                id,
+                action,
+                path.pointer(raw),
+                &[(span, whole)],
+                &mut report,
+                &mut cuts,
+            );
         }
         if hits.is_empty() {
             return Ok(false);
@@ -186,10 +226,82 @@ pub(super) fn inspect_within(
         }));
         Ok(true)
     })?;
+    let beginning = chain.beginning(raw);
+    if let Some(joined) = chain.end(raw) {
+        add_divided(scanner, actions, raw, &joined, budget, &mut report, &mut cuts)?;
+    }
     if !report.refuse && !cuts.is_empty() {
+        in_order(&mut cuts);
         report.redacted = Some(splice(scanner, raw, &cuts, handle));
     }
-    Ok(report)
+    Ok((report, beginning))
+}
+
+/// Adds the secrets that are divided between the strings of a chain.
+fn add_divided(
+    scanner: &Scanner,
+    actions: &[Action],
+    raw: &[u8],
+    joined: &Joined,
+    budget: &mut Budget,
+    report: &mut Report,
+    cuts: &mut Vec<Cut>,
+) -> Result<(), Unscanned> {
+    let mut hits = scanner.scan_joined(&joined.text, budget)?;
+    hits.retain(|hit| joined.is_divided(&hit.range));
+    for (hit, action) in join(hits, actions) {
+        let parts = joined.parts(&hit.range);
+        add_elsewhere(raw, hit.id, action, joined.place.clone(), &parts, report, cuts);
+    }
+    Ok(())
+}
+
+/// Adds a secret in other strings than the visited one. `parts` has their positions, and ranges of
+/// them, decoded.
+fn add_elsewhere(
+    raw: &[u8],
+    id: usize,
+    action: Action,
+    place: String,
+    parts: &[(Range<usize>, Range<usize>)],
+    report: &mut Report,
+    cuts: &mut Vec<Cut>,
+) {
+    if action == Action::Off {
+        return;
+    }
+    report.refuse |= action == Action::Refuse;
+    if report.found.len() < MAX_REPORTED {
+        report.found.push(Found { id, place, is_key: false, action });
+    } else {
+        report.more += 1;
+    }
+    if action != Action::Redact {
+        return;
+    }
+    for (span, part) in parts {
+        let string = raw.get(span.clone()).unwrap_or_default();
+        let places = locate(string, std::slice::from_ref(part));
+        cuts.extend(places.into_iter().map(|place| Cut {
+            range: place.start + span.start..place.end + span.start,
+            id,
+            quote: "",
+            secret: None,
+        }));
+    }
+}
+
+/// Puts cuts in order, and joins those that overlap.
+fn in_order(cuts: &mut Vec<Cut>) {
+    cuts.sort_by_key(|cut| (cut.range.start, std::cmp::Reverse(cut.range.end)));
+    cuts.dedup_by(|next, last| {
+        let overlaps = next.range.start < last.range.end;
+        if overlaps && next.range.end > last.range.end {
+            last.range.end = next.range.end;
+            last.secret = None;
+        }
+        overlaps
+    });
 }
 
 /// Limit in bytes of a string that names another one.
@@ -209,7 +321,9 @@ fn member_name(
     let may_name = |part: &Range<usize>| suspects.is_none_or(|all| all.may_name(part));
     let secret_name = |bytes: &[u8]| {
         let name = std::str::from_utf8(bytes.strip_prefix(b"--").unwrap_or(bytes)).ok()?;
-        (name.len() <= MAX_NAMING_BYTES && is_secret(name)).then(|| name.to_owned())
+        // The first line of a key is in lists of lines.
+        let is_name = name.len() <= MAX_NAMING_BYTES && !name.ends_with("-----");
+        (is_name && is_secret(name)).then(|| name.to_owned())
     };
     let is_element = path.is_element();
     if suspects.is_some_and(|all| !all.has_names()) {
@@ -240,6 +354,32 @@ fn member_name(
     let naming = decode(raw.get(naming.filter(|_| is_named)?)?);
     let name = secret_name(&naming)?;
     Some(if naming.starts_with(b"-") { name } else { of_list(name) })
+}
+
+/// Position of the value of a secret in front of the member that names it: `{"value": "…", "name":
+/// "API_KEY"}`. Remembers such values.
+fn value_before(
+    raw: &[u8],
+    path: &Path,
+    text: &Text<'_>,
+    suspects: Option<&Suspects>,
+) -> Option<Range<usize>> {
+    if text.role != Role::Value || path.is_element() || suspects.is_some_and(|all| !all.has_names())
+    {
+        return None;
+    }
+    let key = std::str::from_utf8(raw.get(path.member_key()?.clone())?).ok()?;
+    if is_named_by_another(key) && path.naming().is_none() {
+        path.set_value(text.span.clone());
+        return None;
+    }
+    let is_name = text.span.len() <= MAX_NAMING_BYTES
+        && names_another(key)
+        && suspects.is_none_or(|all| all.may_name(&text.span));
+    let name = std::str::from_utf8(&text.decoded).ok().filter(|_| is_name)?;
+    let span = path.value().filter(|_| is_secret(name))?;
+    let value = decode(raw.get(span.clone())?);
+    assigned::is_member_secret(name, &value).then_some(span)
 }
 
 /// Whether a text is JSON and would not be JSON with marks in place of these ranges: a known secret

@@ -236,6 +236,11 @@ impl Suspects {
         self.blocks.touch(range) || may_encode(raw.get(range.clone()).unwrap_or_default())
     }
 
+    /// Whether a part of the text has a keyword, a known secret, an escape or an encoded character.
+    pub(super) fn has_mark(&self, range: &Range<usize>) -> bool {
+        self.blocks.touch(range)
+    }
+
     /// Whether any part of the text can be the name of a secret.
     pub(super) fn has_names(&self) -> bool {
         self.has_names
