@@ -151,7 +151,9 @@ fn value(text: &[u8], from: usize) -> Option<Range<usize>> {
 fn is_type(value: &[u8]) -> bool {
     let letters = value.iter().take_while(|b| b.is_ascii_alphabetic()).count();
     let (letters, digits) = value.split_at(letters);
-    digits.iter().all(u8::is_ascii_digit) && 4 * in_words(letters) >= value.len()
+    !digits.is_empty()
+        && digits.iter().all(u8::is_ascii_digit)
+        && 4 * in_words(letters) >= value.len()
 }
 
 fn trailing(value: &[u8], marks: &[u8]) -> usize {

@@ -68,7 +68,12 @@ pub(super) fn names_another(key: &str) -> bool {
 
 /// Whether a key is that of such another member.
 pub(super) fn is_named_by_another(key: &str) -> bool {
-    VALUE_KEYS.iter().any(|one| key.eq_ignore_ascii_case(one))
+    is_value_key(key.as_bytes())
+}
+
+/// The same for a key that may not be UTF-8.
+pub(super) fn is_value_key(key: &[u8]) -> bool {
+    VALUE_KEYS.iter().any(|one| key.eq_ignore_ascii_case(one.as_bytes()))
 }
 
 /// Kind of values after a name that [`is_secret`] that are counts.

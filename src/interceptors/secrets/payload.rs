@@ -10,7 +10,7 @@ use super::{
     Action, assigned,
     handles::MAX_OF_OWNER,
     json_strings::{Malformed, Path, Role, Text, decode, each_text, locate},
-    names::{is_named_by_another, is_secret, names_another},
+    names::{is_named_by_another, is_secret, is_value_key, names_another},
     prefilter::Suspects,
     scan::{Budget, Hit, MAX_NAME_BYTES, Scanner, Spent},
     split::{self, Chain, Joined},
@@ -108,6 +108,8 @@ pub(super) fn inspect_within(
     let suspects = scanner.suspects(raw);
     let members = scanner.of_members();
     let mut chain = Chain::behind(before);
+    let has_names = suspects.as_ref().is_none_or(Suspects::has_names);
+    let is_divided = |before: &[u8], after: &[u8]| scanner.is_divided(before, after);
     each_text::<Unscanned>(raw, |path, text| {
         let is_suspicious =
             |part: &Range<usize>| suspects.as_ref().is_none_or(|all| all.has(raw, part));
@@ -118,12 +120,16 @@ pub(super) fn inspect_within(
                 && !scanner.is_allowed(&text.decoded);
             is_secret.then(|| Hit { id, range: 0..text.decoded.len() })
         });
+        let is_joined = text.role == Role::Value && !text.decoded.is_empty() && !is_kind(raw, path);
         let is_scanned = member.is_some() || is_named || is_suspicious(&text.span);
-        let mut hits = match text.role {
-            _ if !is_scanned => {
-                budget.decoded.earn(text.span.len());
-                Vec::new()
+        if !is_scanned {
+            budget.decoded.earn(text.span.len());
+            if !is_joined || !has_names && chain.passes(raw, &text.span, is_divided) {
+                return Ok(false);
             }
+        }
+        let mut hits = match text.role {
+            _ if !is_scanned => Vec::new(),
             Role::Numbers => scanner.scan_numbers(&text.decoded, budget)?,
             Role::Key | Role::Value => scanner.scan(&text.decoded, budget)?,
         };
@@ -136,21 +142,14 @@ pub(super) fn inspect_within(
         if hits.is_empty() {
             hits.extend(member);
         }
-        // The kind of a text block is between its text and that of the block before, and the name of
-        // a tool before its arguments.
-        let is_kind = || match path.member_key().and_then(|key| raw.get(key.clone())) {
-            Some(b"type") => true,
-            Some(b"name") => path.is_outermost(),
-            _ => false,
-        };
-        if text.role == Role::Value && !text.decoded.is_empty() && !is_kind() {
+        if is_joined {
             let next = split::Next {
                 span: &text.span,
                 decoded: &text.decoded,
-                has_keyword: suspects.as_ref().is_none_or(|all| all.has_mark(&text.span)),
+                has_keyword: suspects.as_ref().is_none_or(|all| all.has_keyword(&text.span)),
                 has_secret: hits.iter().any(|hit| scanner.is_of_format(hit)),
             };
-            if let Some(joined) = chain.add(raw, scanner.divisions(), &next, || path.pointer(raw)) {
+            if let Some(joined) = chain.add(raw, is_divided, &next) {
                 add_divided(scanner, actions, raw, &joined, budget, &mut report, &mut cuts)?;
             }
         }
@@ -237,7 +236,18 @@ pub(super) fn inspect_within(
     Ok((report, beginning))
 }
 
+/// Whether a string is the kind of a text block, which is between its text and that of the block
+/// before, or the name of a tool before its arguments.
+fn is_kind(raw: &[u8], path: &Path) -> bool {
+    match path.member_key().and_then(|key| raw.get(key.clone())) {
+        Some(b"type") => true,
+        Some(b"name") => path.is_outermost(),
+        _ => false,
+    }
+}
+
 /// Adds the secrets that are divided between the strings of a chain.
+#[cold]
 fn add_divided(
     scanner: &Scanner,
     actions: &[Action],
@@ -251,13 +261,30 @@ fn add_divided(
     hits.retain(|hit| joined.is_divided(&hit.range));
     for (hit, action) in join(hits, actions) {
         let parts = joined.parts(&hit.range);
-        add_elsewhere(raw, hit.id, action, joined.place.clone(), &parts, report, cuts);
+        let Some((last, _)) = parts.last() else { continue };
+        let is_shown = report.found.len() < MAX_REPORTED;
+        let place = if is_shown { place_of(scanner, raw, last) } else { String::new() };
+        add_elsewhere(raw, hit.id, action, place, &parts, report, cuts);
     }
     Ok(())
 }
 
+/// Pointer to a string, without keys that may have a secret.
+fn place_of(scanner: &Scanner, raw: &[u8], string: &Range<usize>) -> String {
+    let mut place = String::new();
+    let suspects = scanner.suspects(raw);
+    let _ = each_text::<Malformed>(raw, |path, text| {
+        if text.span == *string {
+            place = path.pointer(raw);
+        }
+        Ok(suspects.as_ref().is_none_or(|all| all.has(raw, &text.span)))
+    });
+    place
+}
+
 /// Adds a secret in other strings than the visited one. `parts` has their positions, and ranges of
 /// them, decoded.
+#[cold]
 fn add_elsewhere(
     raw: &[u8],
     id: usize,
@@ -364,18 +391,20 @@ fn value_before(
     text: &Text<'_>,
     suspects: Option<&Suspects>,
 ) -> Option<Range<usize>> {
-    if text.role != Role::Value || path.is_element() || suspects.is_some_and(|all| !all.has_names())
-    {
+    let has_names = suspects.is_none_or(Suspects::has_names);
+    if !has_names || text.role != Role::Value || path.is_element() {
         return None;
     }
-    let key = std::str::from_utf8(raw.get(path.member_key()?.clone())?).ok()?;
-    if is_named_by_another(key) && path.naming().is_none() {
-        path.set_value(text.span.clone());
+    let key = raw.get(path.member_key()?.clone())?;
+    if is_value_key(key) {
+        if path.naming().is_none() {
+            path.set_value(text.span.clone());
+        }
         return None;
     }
     let is_name = text.span.len() <= MAX_NAMING_BYTES
-        && names_another(key)
-        && suspects.is_none_or(|all| all.may_name(&text.span));
+        && suspects.is_none_or(|all| all.may_name(&text.span))
+        && std::str::from_utf8(key).is_ok_and(names_another);
     let name = std::str::from_utf8(&text.decoded).ok().filter(|_| is_name)?;
     let span = path.value().filter(|_| is_secret(name))?;
     let value = decode(raw.get(span.clone())?);

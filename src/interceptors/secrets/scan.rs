@@ -153,8 +153,9 @@ pub(super) struct Scanner {
     /// Rules without keywords.
     everywhere: Vec<usize>,
     known: Option<AhoCorasick>,
-    /// Keywords and known secrets, as strings can divide them.
-    divisions: Divisions,
+    /// Keywords, and known secrets, as strings can divide them.
+    divided_keywords: Divisions,
+    divided_known: Divisions,
     /// Texts that are not secrets, except known ones.
     allowed: Arc<Baseline>,
     /// Names: of the rules, then of the known secrets.
@@ -218,12 +219,17 @@ impl Scanner {
         let ids = rules.iter().map(|rule| &rule.id).chain(known.iter().map(|(name, _)| name));
         let ids: Vec<String> = ids.cloned().collect();
         let shortest = rules.iter().map(|rule| rule.shortest);
-        let divided =
-            rules.iter().filter(|rule| is_divisible(rule)).flat_map(|rule| &rule.keywords);
-        let divided = divided.map(String::as_bytes);
-        let divided = divided.chain(known.iter().map(|(_, text)| text.as_bytes()));
+        let divisible = rules.iter().filter(|rule| is_divisible(rule));
+        let keywords_in_cases = divisible.flat_map(|rule| {
+            let cases = |text: &String| match rule.ignore_case {
+                false => vec![text.clone()],
+                true => in_cases(text),
+            };
+            rule.keywords.iter().flat_map(cases).map(String::into_bytes)
+        });
         Ok(Self {
-            divisions: Divisions::of(divided),
+            divided_keywords: Divisions::of(keywords_in_cases),
+            divided_known: Divisions::of(known.iter().map(|(_, text)| text.as_bytes().to_vec())),
             keywords,
             prefilter,
             owners,
@@ -352,9 +358,27 @@ impl Scanner {
         Ok(hits)
     }
 
-    /// Keywords and known secrets, as strings can divide them.
-    pub(super) fn divisions(&self) -> &Divisions {
-        &self.divisions
+    /// Whether a keyword or a known secret may be divided between the ends of two strings.
+    pub(super) fn is_divided(&self, before: &[u8], after: &[u8]) -> bool {
+        self.divided_known.may_be_between(before, after)
+            || self.divided_keywords.may_be_between(before, after)
+                && self.has_keyword_between(before, after)
+    }
+
+    fn has_keyword_between(&self, before: &[u8], after: &[u8]) -> bool {
+        let start = before.len().saturating_sub(self.keywords.max_pattern_len());
+        let before = before.get(start..).unwrap_or_default();
+        let after = after.get(..after.len().min(self.keywords.max_pattern_len()));
+        let text = [before, after.unwrap_or_default()].concat();
+        self.keywords.find_overlapping_iter(&text).any(|found| {
+            let Some((owner, exact)) = self.owners.get(found.pattern().as_usize()) else {
+                return false;
+            };
+            found.start() < before.len()
+                && found.end() > before.len()
+                && exact.as_ref().is_none_or(|exact| text.get(found.range()) == Some(exact))
+                && self.rules.get(*owner).is_some_and(is_divisible)
+        })
     }
 
     /// Whether a hit is a known secret, or has a format of its own.
@@ -600,6 +624,14 @@ impl Scanner {
         }
         windows
     }
+}
+
+/// A keyword in small letters, in capitals, and with a capital in front.
+fn in_cases(text: &str) -> Vec<String> {
+    let (small, capitals) = (text.to_ascii_lowercase(), text.to_ascii_uppercase());
+    let first = capitals.get(..1).unwrap_or_default();
+    let mixed = format!("{first}{}", small.get(1..).unwrap_or_default());
+    vec![text.to_owned(), small, capitals, mixed]
 }
 
 /// Whether a secret of a rule is found if strings divide it. The code of a country or the address of

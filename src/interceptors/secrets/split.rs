@@ -1,9 +1,9 @@
 //! Secrets that are divided between strings: between the members of an object, the elements of a
 //! list, or the text blocks of an answer.
 //!
-//! Strings are joined at their ends, up to the next blank. A chain of joined strings is searched
-//! once, when it ends, and only if one of them has a keyword or one can begin in a string and end in
-//! the next. So ordinary messages cost a look at the ends of each string.
+//! Strings are joined at their ends, up to the next blank. A chain of joined strings begins with one
+//! that has a keyword, or with two between which a keyword can be divided. It is searched once, when
+//! it ends. So ordinary messages cost a look at the ends of each string.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -19,67 +19,90 @@ const MAX_PIECES: usize = 4 << 10;
 /// Minimum length in bytes of a divided secret.
 const MIN_BYTES: usize = 16;
 /// Number of bits of a set of characters, as a power of two.
-const SET_BITS: u32 = 15;
+const SET_BITS: u32 = 17;
 
-/// Keywords and known secrets by three characters around each position at which they can be divided.
+/// Texts by the characters around each position at which they can be divided.
 pub(super) struct Divisions {
-    /// Two characters in front of the position, and one behind it.
-    late: Vec<u64>,
-    /// One in front, and two behind.
-    early: Vec<u64>,
+    /// The two characters beside a position: a bit for each second one, by the first.
+    beside: Vec<[u64; 4]>,
+    /// For each number of characters in front of the position, from 1: these and those behind it.
+    around: [Vec<u64>; 3],
+    /// The same of texts of fewer characters, two in front or behind.
+    around_short: [Vec<u64>; 2],
 }
 
-/// Position of three characters in a set.
-fn bit(of: [u8; 3]) -> (usize, u64) {
-    let [a, b, c] = of.map(|byte| u32::from(byte.to_ascii_lowercase()));
-    let hash = (a << 16 | b << 8 | c).wrapping_mul(0x9e37_79b1) >> (32 - SET_BITS);
+/// Position of characters in a set.
+fn bit(of: &[u8]) -> (usize, u64) {
+    let hash = of.iter().fold(0_u32, |hash, byte| hash << 8 | u32::from(*byte));
+    let hash = hash.wrapping_mul(0x9e37_79b1) >> (32 - SET_BITS);
     ((hash / 64) as usize, 1 << (hash % 64))
 }
 
+/// Number of characters around a position, and of shorter texts.
+const AROUND: usize = 4;
+const AROUND_SHORT: usize = 3;
+
 impl Divisions {
     /// Divisions of these texts.
-    pub(super) fn of<'a>(texts: impl Iterator<Item = &'a [u8]>) -> Self {
+    pub(super) fn of(texts: impl Iterator<Item = Vec<u8>>) -> Self {
         let empty = || vec![0_u64; 1 << (SET_BITS - 6)];
-        let mut all = Self { late: empty(), early: empty() };
-        let add = |set: &mut Vec<u64>, of: [u8; 3]| {
-            let (at, bit) = bit(of);
-            if let Some(word) = set.get_mut(at) {
-                *word |= bit;
-            }
+        let mut all = Self {
+            beside: vec![[0; 4]; 256],
+            around: std::array::from_fn(|_| empty()),
+            around_short: std::array::from_fn(|_| empty()),
         };
         for text in texts {
-            for of in text.array_windows::<3>() {
-                add(&mut all.late, *of);
+            let (sets, size): (&mut [Vec<u64>], _) = match text.len() {
+                AROUND.. => (&mut all.around, AROUND),
+                _ => (&mut all.around_short, AROUND_SHORT),
+            };
+            for at in 1..text.len() {
+                if let Some([a, b]) = text.get(at - 1..=at) {
+                    all.beside[usize::from(*a)][usize::from(b / 64)] |= 1 << (b % 64);
+                }
+                // As much as there is in front, up to the half.
+                let least = (at + size).saturating_sub(text.len()).max(1);
+                let before = at.min(size / 2).max(least.min(at));
+                let part = text.get(at - before..(at - before + size).min(text.len()));
+                let (word, bit) = bit(part.unwrap_or_default());
+                let set = sets.get_mut(before - 1);
+                if let Some(word) = set.and_then(|set| set.get_mut(word)) {
+                    *word |= bit;
+                }
             }
-            text.first_chunk().into_iter().for_each(|of| add(&mut all.early, *of));
         }
         all
     }
 
-    /// Whether a text can be divided between the ends of two strings.
-    fn may_be_between(&self, before: &[u8], after: &[u8]) -> bool {
-        let has = |set: &[u64], of: [u8; 3]| {
-            let (at, bit) = bit(of);
-            set.get(at).is_some_and(|word| word & bit != 0)
+    /// Whether a text may be divided between the ends of two strings.
+    pub(super) fn may_be_between(&self, before: &[u8], after: &[u8]) -> bool {
+        let (Some(a), Some(b)) = (before.last(), after.first()) else { return false };
+        if self.beside[usize::from(*a)][usize::from(b / 64)] >> (b % 64) & 1 == 0 {
+            return false;
+        }
+        let has = |set: &[u64], count: usize, size: usize| {
+            let mut of = [0; AROUND];
+            let ends = before.len().checked_sub(count).and_then(|start| before.get(start..));
+            let Some((ends, begins)) = ends.zip(after.get(..size - count)) else { return false };
+            of.iter_mut().zip(ends.iter().chain(begins)).for_each(|(to, from)| *to = *from);
+            let (word, bit) = bit(of.get(..size).unwrap_or_default());
+            set.get(word).is_some_and(|word| word & bit != 0)
         };
-        let late = before.last_chunk::<2>().zip(after.first());
-        let early = before.last().zip(after.first_chunk::<2>());
-        late.is_some_and(|([a, b], c)| has(&self.late, [*a, *b, *c]))
-            || early.is_some_and(|(a, [b, c])| has(&self.early, [*a, *b, *c]))
+        let long = self.around.iter().zip(1..).any(|(set, count)| has(set, count, AROUND));
+        let mut short = self.around_short.iter().zip(1..);
+        long || short.any(|(set, count)| has(set, count, AROUND_SHORT))
     }
 }
 
-/// Strings that continue each other, in the order of the text.
+/// Strings that continue each other, in the order of the text, and may have a secret.
 #[derive(Default)]
 pub(super) struct Chain {
+    /// Position of the last string, which may be in no chain. Empty if it has a secret of its own.
+    last: Range<usize>,
     pieces: Vec<Piece>,
     bytes: usize,
-    /// Whether it needs a search.
-    is_suspicious: bool,
     /// Whether a key in several lines begins in it.
     is_in_key: bool,
-    /// Place of the last string of a chain that needs a search.
-    place: String,
     /// End of the message before.
     before: Vec<u8>,
 }
@@ -95,7 +118,6 @@ struct Piece {
 /// A chain that ended.
 pub(super) struct Joined {
     pub text: Vec<u8>,
-    pub place: String,
     pieces: Vec<(usize, Piece)>,
 }
 
@@ -135,14 +157,13 @@ impl Chain {
         let mut chain = Self { before: before.to_vec(), ..Self::default() };
         if !before.is_empty() {
             chain.push(&(0..0), 0..before.len());
-            chain.is_suspicious = true;
         }
         chain
     }
 
     /// Text at the end of a message that may be the beginning of a secret.
     pub(super) fn beginning(&self, raw: &[u8]) -> Option<String> {
-        if !self.is_suspicious || self.bytes > MAX_BEGINNING_BYTES {
+        if self.pieces.is_empty() || self.bytes > MAX_BEGINNING_BYTES {
             return None;
         }
         let parts = self.pieces.iter().map(|piece| self.text_of(raw, piece));
@@ -157,76 +178,95 @@ impl Chain {
         text.get(piece.part.clone()).unwrap_or_default().to_vec()
     }
 
-    /// Adds a string. Returns the chain that ends in it, if that needs a search.
+    /// Whether a string without keywords is in no chain. Then it becomes the last one.
+    pub(super) fn passes(
+        &mut self,
+        raw: &[u8],
+        span: &Range<usize>,
+        is_divided: impl Fn(&[u8], &[u8]) -> bool,
+    ) -> bool {
+        let string = |span: &Range<usize>| raw.get(span.clone()).unwrap_or_default();
+        let passes = self.pieces.is_empty() && !is_divided(string(&self.last), string(span));
+        if passes {
+            self.last = span.clone();
+        }
+        passes
+    }
+
+    /// Adds a string. Returns the chain that ends in it, if that needs a search. `is_divided` says
+    /// whether a keyword or a known secret may be divided between two strings.
     pub(super) fn add(
         &mut self,
         raw: &[u8],
-        divisions: &Divisions,
+        is_divided: impl Fn(&[u8], &[u8]) -> bool,
         next: &Next<'_>,
-        place: impl Fn() -> String,
     ) -> Option<Joined> {
+        let last = std::mem::replace(&mut self.last, next.span.clone());
+        if next.has_secret {
+            self.last = 0..0;
+        }
+        if self.pieces.is_empty() {
+            let string = |span: &Range<usize>| raw.get(span.clone()).unwrap_or_default();
+            if !next.has_keyword && !is_divided(string(&last), string(next.span)) {
+                return None;
+            }
+            let text = decode(string(&last));
+            self.push(&last, last_word(&text)..text.len());
+        }
+        self.add_suspicious(raw, next)
+    }
+
+    /// Adds a string to a chain that needs a search, or begins such a chain.
+    #[cold]
+    fn add_suspicious(&mut self, raw: &[u8], next: &Next<'_>) -> Option<Joined> {
         let text = next.decoded;
         let key = next.has_keyword.then(|| open_key(text)).flatten();
         let blank = memchr::memchr3(b' ', b'\n', b'\t', text);
         let mut first = blank.unwrap_or(text.len()).min(MAX_END_BYTES);
-        let mut last = memchr::memrchr3(b' ', b'\n', b'\t', text).map_or(0, |blank| blank + 1);
         if self.is_in_key {
             (first, self.is_in_key) = key_part(text);
+        } else if next.has_secret && key.is_none() {
+            // A secret of its own needs no other string.
+            first = 0;
         }
-        last = last.max(text.len().saturating_sub(MAX_END_BYTES));
-        if next.has_keyword {
-            // A name can be in front of the secret.
-            last = last.min(text.len().saturating_sub(MAX_NAME_BYTES));
-            let is_inside = |at: usize| text.get(at).is_some_and(|byte| byte & 0xc0 == 0x80);
-            while is_inside(last) {
-                last += 1;
-            }
-        }
-        // A secret of its own needs no other string.
-        if next.has_secret && key.is_none() {
-            (first, last) = (first * usize::from(self.is_in_key), text.len());
-        }
-        if self.pieces.last().is_some() && first > 0 {
-            let before = self.pieces.last().and_then(|piece| raw.get(piece.span.clone()));
-            let after = raw.get(next.span.clone()).unwrap_or_default();
-            self.is_suspicious |=
-                next.has_keyword || divisions.may_be_between(before.unwrap_or_default(), after);
+        if !self.pieces.is_empty() && first > 0 {
             self.push(next.span, 0..first);
-            if self.is_suspicious {
-                self.place = place();
+            let is_whole = first == text.len() && key.is_none();
+            let has_room = self.bytes < MAX_CHAIN_BYTES && self.pieces.len() < MAX_PIECES;
+            if is_whole && has_room && (blank.is_none() || self.is_in_key) {
+                return None;
             }
-        }
-        let is_whole = first == text.len()
-            && !self.pieces.is_empty()
-            && key.is_none()
-            && (blank.is_none() || self.is_in_key);
-        if is_whole && self.bytes < MAX_CHAIN_BYTES && self.pieces.len() < MAX_PIECES {
-            return None;
         }
         let ended = self.end(raw);
-        let last = key.unwrap_or(last);
-        if last < text.len() {
-            self.push(next.span, last..text.len());
-            self.is_suspicious = next.has_keyword;
-            self.is_in_key = key.is_some();
+        if let Some(start) = key {
+            self.push(next.span, start..text.len());
+            self.is_in_key = true;
+        } else if next.has_keyword && !next.has_secret {
+            // A name can be in front of the secret.
+            let start = between_characters(text, text.len().saturating_sub(MAX_NAME_BYTES));
+            self.push(next.span, last_word(text).min(start)..text.len());
         }
         ended
     }
 
     fn push(&mut self, span: &Range<usize>, part: Range<usize>) {
+        if part.is_empty() {
+            return;
+        }
         self.bytes += part.len();
         self.pieces.push(Piece { span: span.clone(), part });
     }
 
     /// Ends the chain. Returns it if it needs a search.
     pub(super) fn end(&mut self, raw: &[u8]) -> Option<Joined> {
-        let is_searched = self.is_suspicious && self.pieces.len() > 1 && self.bytes >= MIN_BYTES;
-        if !is_searched {
+        self.is_in_key = false;
+        if self.pieces.len() < 2 || self.bytes < MIN_BYTES {
             self.pieces.clear();
-            (self.bytes, self.is_suspicious, self.is_in_key) = (0, false, false);
+            self.bytes = 0;
             return None;
         }
-        let mut chain = std::mem::take(self);
+        let last = self.last.clone();
+        let mut chain = std::mem::replace(self, Self { last, ..Self::default() });
         let mut text = Vec::with_capacity(chain.bytes);
         let mut pieces = Vec::with_capacity(chain.pieces.len());
         for piece in std::mem::take(&mut chain.pieces) {
@@ -234,8 +274,20 @@ impl Chain {
             text.append(&mut chain.text_of(raw, &piece));
             pieces.push((start, piece));
         }
-        Some(Joined { text, place: chain.place, pieces })
+        Some(Joined { text, pieces })
     }
+}
+
+/// Start of the last word of a text, of limited length and between characters.
+fn last_word(text: &[u8]) -> usize {
+    let blank = memchr::memrchr3(b' ', b'\n', b'\t', text).map_or(0, |blank| blank + 1);
+    between_characters(text, blank.max(text.len().saturating_sub(MAX_END_BYTES)))
+}
+
+/// First position between characters, from there.
+fn between_characters(text: &[u8], from: usize) -> usize {
+    let rest = text.get(from..).unwrap_or_default();
+    from + rest.iter().take_while(|byte| **byte & 0xc0 == 0x80).count()
 }
 
 /// Position of a private key that does not end in the text.
