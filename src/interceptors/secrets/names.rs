@@ -73,7 +73,10 @@ pub(super) fn is_named_by_another(key: &str) -> bool {
 
 /// The same for a key that may not be UTF-8.
 pub(super) fn is_value_key(key: &[u8]) -> bool {
-    VALUE_KEYS.iter().any(|one| key.eq_ignore_ascii_case(one.as_bytes()))
+    // Most keys are no such word, by their first letter.
+    let first = key.first().map(u8::to_ascii_lowercase);
+    let mut all = VALUE_KEYS.iter().map(|one| one.as_bytes());
+    all.any(|one| first == one.first().copied() && key.eq_ignore_ascii_case(one))
 }
 
 /// Kind of values after a name that [`is_secret`] that are counts.

@@ -124,7 +124,8 @@ pub(super) fn inspect_within(
         let is_scanned = member.is_some() || is_named || is_suspicious(&text.span);
         if !is_scanned {
             budget.decoded.earn(text.span.len());
-            if !is_joined || !has_names && chain.passes(raw, &text.span, is_divided) {
+            let may_be_named = || has_names && may_have_neighbour(raw, path, &text, suspects.as_ref());
+            if !is_joined || !may_be_named() && chain.passes(raw, &text.span, is_divided) {
                 return Ok(false);
             }
         }
@@ -381,6 +382,17 @@ fn member_name(
     let naming = decode(raw.get(naming.filter(|_| is_named)?)?);
     let name = secret_name(&naming)?;
     Some(if naming.starts_with(b"-") { name } else { of_list(name) })
+}
+
+/// Whether a string can name a member in front of it, or be the value of one behind it.
+fn may_have_neighbour(
+    raw: &[u8],
+    path: &Path,
+    text: &Text<'_>,
+    suspects: Option<&Suspects>,
+) -> bool {
+    let key = path.member_key().and_then(|key| raw.get(key.clone()));
+    suspects.is_none_or(|all| all.may_name(&text.span)) || key.is_some_and(is_value_key)
 }
 
 /// Position of the value of a secret in front of the member that names it: `{"value": "…", "name":

@@ -19,21 +19,20 @@ const MAX_PIECES: usize = 4 << 10;
 /// Minimum length in bytes of a divided secret.
 const MIN_BYTES: usize = 16;
 /// Number of bits of a set of characters, as a power of two.
-const SET_BITS: u32 = 17;
+const SET_BITS: u32 = 16;
 
 /// Texts by the characters around each position at which they can be divided.
 pub(super) struct Divisions {
     /// The two characters beside a position: a bit for each second one, by the first.
     beside: Vec<[u64; 4]>,
-    /// For each number of characters in front of the position, from 1: these and those behind it.
-    around: [Vec<u64>; 3],
-    /// The same of texts of fewer characters, two in front or behind.
-    around_short: [Vec<u64>; 2],
+    /// Hashes of one to three characters in front of a position, and those behind it: of four in
+    /// total, or of three of a shorter text.
+    around: Vec<u64>,
 }
 
-/// Position of characters in a set.
-fn bit(of: &[u8]) -> (usize, u64) {
-    let hash = of.iter().fold(0_u32, |hash, byte| hash << 8 | u32::from(*byte));
+/// Position of a number of characters in a set.
+fn bit(of: &[u8], before: usize) -> (usize, u64) {
+    let hash = of.iter().fold(before as u32, |hash, byte| hash << 8 ^ u32::from(*byte));
     let hash = hash.wrapping_mul(0x9e37_79b1) >> (32 - SET_BITS);
     ((hash / 64) as usize, 1 << (hash % 64))
 }
@@ -45,28 +44,20 @@ const AROUND_SHORT: usize = 3;
 impl Divisions {
     /// Divisions of these texts.
     pub(super) fn of(texts: impl Iterator<Item = Vec<u8>>) -> Self {
-        let empty = || vec![0_u64; 1 << (SET_BITS - 6)];
-        let mut all = Self {
-            beside: vec![[0; 4]; 256],
-            around: std::array::from_fn(|_| empty()),
-            around_short: std::array::from_fn(|_| empty()),
-        };
+        let mut all =
+            Self { beside: vec![[0; 4]; 256], around: vec![0; 1 << (SET_BITS - 6)] };
         for text in texts {
-            let (sets, size): (&mut [Vec<u64>], _) = match text.len() {
-                AROUND.. => (&mut all.around, AROUND),
-                _ => (&mut all.around_short, AROUND_SHORT),
-            };
+            let size = text.len().min(AROUND);
             for at in 1..text.len() {
                 if let Some([a, b]) = text.get(at - 1..=at) {
                     all.beside[usize::from(*a)][usize::from(b / 64)] |= 1 << (b % 64);
                 }
-                // As much as there is in front, up to the half.
+                // Half of them in front, if there are as many on both sides.
                 let least = (at + size).saturating_sub(text.len()).max(1);
-                let before = at.min(size / 2).max(least.min(at));
-                let part = text.get(at - before..(at - before + size).min(text.len()));
-                let (word, bit) = bit(part.unwrap_or_default());
-                let set = sets.get_mut(before - 1);
-                if let Some(word) = set.and_then(|set| set.get_mut(word)) {
+                let before = at.min(size / 2).max(least);
+                let part = text.get(at - before..at - before + size).unwrap_or_default();
+                let (word, bit) = bit(part, before);
+                if let Some(word) = all.around.get_mut(word) {
                     *word |= bit;
                 }
             }
@@ -75,22 +66,28 @@ impl Divisions {
     }
 
     /// Whether a text may be divided between the ends of two strings.
+    #[inline]
     pub(super) fn may_be_between(&self, before: &[u8], after: &[u8]) -> bool {
         let (Some(a), Some(b)) = (before.last(), after.first()) else { return false };
-        if self.beside[usize::from(*a)][usize::from(b / 64)] >> (b % 64) & 1 == 0 {
-            return false;
-        }
-        let has = |set: &[u64], count: usize, size: usize| {
+        let is_beside = self.beside[usize::from(*a)][usize::from(b / 64)] >> (b % 64) & 1 == 1;
+        is_beside && self.has_around(before, after)
+    }
+
+    fn has_around(&self, before: &[u8], after: &[u8]) -> bool {
+        let has = |count: usize, size: usize| {
             let mut of = [0; AROUND];
             let ends = before.len().checked_sub(count).and_then(|start| before.get(start..));
-            let Some((ends, begins)) = ends.zip(after.get(..size - count)) else { return false };
-            of.iter_mut().zip(ends.iter().chain(begins)).for_each(|(to, from)| *to = *from);
-            let (word, bit) = bit(of.get(..size).unwrap_or_default());
-            set.get(word).is_some_and(|word| word & bit != 0)
+            let (Some(ends), Some(begins)) = (ends, after.get(..size - count)) else {
+                return false;
+            };
+            of[..count].copy_from_slice(ends);
+            of[count..size].copy_from_slice(begins);
+            let (word, bit) = bit(&of[..size], count);
+            self.around.get(word).is_some_and(|word| word & bit != 0)
         };
-        let long = self.around.iter().zip(1..).any(|(set, count)| has(set, count, AROUND));
-        let mut short = self.around_short.iter().zip(1..);
-        long || short.any(|(set, count)| has(set, count, AROUND_SHORT))
+        (1..AROUND).any(|count| has(count, AROUND))
+            || (1..AROUND_SHORT).any(|count| has(count, AROUND_SHORT))
+            || has(1, 2)
     }
 }
 

@@ -317,3 +317,16 @@ fn assigned_texts_that_are_no_keys_are_clean() {
         assert_eq!(found(&scanner, &made(text)), ["named-secret"], "{text}");
     }
 }
+
+#[tokio::test]
+async fn published_examples_are_clean() {
+    let secrets = secrets(&Config::default());
+    // Of RFC 6749, in two parts.
+    let token = ["2YotnFZFEjr", "1zCsicMWpAA"].concat();
+    for text in [json!({ "access_token": token }), json!([format!("access_token={token}")])] {
+        assert_eq!(response(&secrets, &text.to_string()).await, Verdict::pass(), "{text}");
+    }
+    let other = token.replace("2Yot", "2Zot");
+    let verdict = response(&secrets, &json!({ "access_token": other }).to_string()).await;
+    assert!(matches!(verdict.decision, Decision::Replace(_)));
+}
