@@ -3,27 +3,26 @@
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::support::{credential, gate::Setup, in_time, target};
+use crate::support::{agent::Agent, credential, gate::Setup, in_time, target};
 
 #[tokio::test]
 async fn token_in_two_arguments_or_two_calls_does_not_leave() {
-    let gate = Setup::crooked("").start().await;
+    let written = Setup::crooked("").keyed().write();
+    let key = written.add_client("alice", &[]).await;
+    let gate = written.start().await;
+    let agent = Agent::modern(&gate.url("/mcp"), Some(&key));
     let secret = credential();
-    for agent in [gate.legacy().await, gate.modern()] {
-        for at in [3, 10, 19] {
-            let (first, last) = secret.split_at(at);
-            let arguments = json!({ "text": first, "x": [1, last] });
-            let code = agent.refused("crooked__echo", arguments).await;
-            assert_eq!(code, "secret-found", "{at}");
-        }
-        let (first, last) = secret.split_at(10);
-        let answer = agent.text("crooked__echo", json!({ "text": format!("it is {first}") })).await;
-        assert_eq!(answer, format!("it is {first}"));
-        let code = agent.refused("crooked__echo", json!({ "text": last })).await;
-        assert_eq!(code, "secret-found");
-        // The beginning is used once.
-        assert_eq!(agent.text("crooked__echo", json!({ "text": last })).await, last);
+    for at in [3, 10, 19] {
+        let (first, last) = secret.split_at(at);
+        let arguments = json!({ "text": first, "x": [1, last] });
+        let code = agent.refused("crooked__echo", arguments).await;
+        assert_eq!(code, "secret-found", "{at}");
     }
+    let (first, last) = secret.split_at(10);
+    let answer = agent.text("crooked__echo", json!({ "text": format!("it is {first}") })).await;
+    assert_eq!(answer, format!("it is {first}"));
+    let code = agent.refused("crooked__echo", json!({ "text": last })).await;
+    assert_eq!(code, "secret-found");
     gate.stop().await;
 }
 
