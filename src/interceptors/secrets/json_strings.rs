@@ -90,6 +90,14 @@ impl Path {
         })
     }
 
+    /// Whether it is below `_meta` of the outermost object.
+    pub(super) fn is_metadata(&self, raw: &[u8]) -> bool {
+        match self.0.first() {
+            Some(Frame::Object { key, .. }) => raw.get(key.clone()) == Some(b"_meta"),
+            _ => false,
+        }
+    }
+
     /// Whether it is a member of the outermost object.
     pub(super) fn is_outermost(&self) -> bool {
         self.0.len() == 1

@@ -124,7 +124,8 @@ pub(super) fn inspect_within(
         let is_scanned = member.is_some() || is_named || is_suspicious(&text.span);
         if !is_scanned {
             budget.decoded.earn(text.span.len());
-            let may_be_named = || has_names && may_have_neighbour(raw, path, &text, suspects.as_ref());
+            let may_be_named =
+                || has_names && may_have_neighbour(raw, path, &text, suspects.as_ref());
             if !is_joined || !may_be_named() && chain.passes(raw, &text.span, is_divided) {
                 return Ok(false);
             }
@@ -238,8 +239,11 @@ pub(super) fn inspect_within(
 }
 
 /// Whether a string is the kind of a text block, which is between its text and that of the block
-/// before, or the name of a tool before its arguments.
+/// before, or the name of a tool before its arguments, or metadata behind them.
 fn is_kind(raw: &[u8], path: &Path) -> bool {
+    if path.is_metadata(raw) {
+        return true;
+    }
     match path.member_key().and_then(|key| raw.get(key.clone())) {
         Some(b"type") => true,
         Some(b"name") => path.is_outermost(),

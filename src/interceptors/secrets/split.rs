@@ -44,8 +44,7 @@ const AROUND_SHORT: usize = 3;
 impl Divisions {
     /// Divisions of these texts.
     pub(super) fn of(texts: impl Iterator<Item = Vec<u8>>) -> Self {
-        let mut all =
-            Self { beside: vec![[0; 4]; 256], around: vec![0; 1 << (SET_BITS - 6)] };
+        let mut all = Self { beside: vec![[0; 4]; 256], around: vec![0; 1 << (SET_BITS - 6)] };
         for text in texts {
             let size = text.len().min(AROUND);
             for at in 1..text.len() {

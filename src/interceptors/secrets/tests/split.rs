@@ -227,7 +227,11 @@ async fn secret_in_two_messages_of_a_session_is_found() {
     };
     let respond = |shown: &str| of("a", "git", Phase::Response, text(shown));
     let call = |shown: &str| {
-        let raw = json!({ "name": "put", "arguments": { "text": shown } });
+        // The order is that of clients: `json!` would put `_meta` first.
+        let raw = format!(
+            r#"{{"name":"put","arguments":{},"_meta":{{"protocolVersion":"2026-07-28","name":"a"}}}}"#,
+            json!({ "text": shown })
+        );
         of("a", "git", Phase::Request, raw.to_string())
     };
     let mark = "[redacted:github-token]";
