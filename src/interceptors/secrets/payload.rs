@@ -228,9 +228,12 @@ pub(super) fn inspect_within(
         Ok(true)
     })?;
     let beginning = chain.beginning(raw);
+    let found = report.found.len() + report.more;
     if let Some(joined) = chain.end(raw) {
         add_divided(scanner, actions, raw, &joined, budget, &mut report, &mut cuts)?;
     }
+    // What is found already begins nothing.
+    let beginning = beginning.filter(|_| found == report.found.len() + report.more);
     if !report.refuse && !cuts.is_empty() {
         in_order(&mut cuts);
         report.redacted = Some(splice(scanner, raw, &cuts, handle));
@@ -263,6 +266,17 @@ fn add_divided(
     cuts: &mut Vec<Cut>,
 ) -> Result<(), Unscanned> {
     let mut hits = scanner.scan_joined(&joined.text, budget)?;
+    // The end of the message before may be no part of a secret, and must hide none.
+    let start = joined.before();
+    if start > 0 {
+        let text = joined.text.get(start..).unwrap_or_default();
+        hits.extend(
+            scanner
+                .scan_joined(text, budget)?
+                .into_iter()
+                .map(|hit| Hit { range: hit.range.start + start..hit.range.end + start, ..hit }),
+        );
+    }
     hits.retain(|hit| joined.is_divided(&hit.range));
     for (hit, action) in join(hits, actions) {
         let parts = joined.parts(&hit.range);

@@ -118,6 +118,12 @@ pub(super) struct Joined {
 }
 
 impl Joined {
+    /// Length in bytes of the end of the message before.
+    pub(super) fn before(&self) -> usize {
+        let first = self.pieces.first().filter(|(_, piece)| piece.span.is_empty());
+        first.map_or(0, |(_, piece)| piece.part.len())
+    }
+
     /// Whether a range of the text is in more than one string.
     pub(super) fn is_divided(&self, range: &Range<usize>) -> bool {
         let at = |offset: usize| self.pieces.partition_point(|(start, _)| *start <= offset);

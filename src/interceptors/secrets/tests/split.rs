@@ -250,6 +250,15 @@ async fn secret_in_two_messages_of_a_session_is_found() {
         let verdict = call(part).await;
         assert_eq!(matches!(verdict.decision, Decision::Refuse(_)), is_last, "{part}");
     }
+    // A beginning hides no secret in the next message.
+    let key = made("AKIA{base32:16}");
+    for at in [3, 10, 19] {
+        let (first, last) = key.split_at(at);
+        let raw = json!({ "name": "put", "arguments": { "a": first, "b": last } }).to_string();
+        let verdict = of("a", "git", Phase::Request, raw).await;
+        assert!(matches!(verdict.decision, Decision::Refuse(_)), "{at}");
+        assert_eq!(call("AKIA").await, Verdict::pass());
+    }
     // Other servers and principals have their own.
     let (first, last) = token.split_at(20);
     for (client, server) in [("a", "mail"), ("b", "git")] {
