@@ -15,6 +15,7 @@
 
 mod assigned;
 mod baseline;
+mod calls;
 mod documents;
 mod encodings;
 mod files;
@@ -30,6 +31,7 @@ mod prefilter;
 mod redactor;
 mod rules;
 mod scan;
+mod split;
 
 use std::{
     borrow::Cow,
@@ -46,6 +48,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::{
+    calls::Beginnings,
     files::RuleFiles,
     handles::{Handles, Owner, may_have_handles},
     payload::Report,
@@ -53,7 +56,7 @@ use self::{
 };
 pub use self::{
     redactor::{Redacted, Scrubber, Unredacted},
-    rules::{IllegalRules, Severity},
+    rules::{Group, IllegalRules, Severity},
 };
 use portcullis_chain::{Decision, Fault, Hooks, Interceptor, Verdict, off_workers};
 use portcullis_foundation::fair_semaphore::FairSemaphore;
@@ -80,6 +83,9 @@ pub struct Config {
     /// Actions for the secrets of rules by severity, for requests and responses, unless `rules` or
     /// the rule itself has one.
     pub severities: BTreeMap<Severity, Action>,
+    /// Actions for the groups of rules that are off by default, for requests and responses, unless
+    /// `rules` has one for their rule: `cards` and `personal`.
+    pub groups: BTreeMap<Group, Action>,
     /// Rule files of gitleaks (`gitleaks.toml`), in addition to the built-in rules. The ids of their
     /// rules begin with `gitleaks:`.
     pub gitleaks: Vec<PathBuf>,
@@ -100,11 +106,21 @@ impl Default for Config {
             response: Action::Redact,
             rules: BTreeMap::new(),
             severities: BTreeMap::new(),
+            groups: BTreeMap::new(),
             gitleaks: Vec::new(),
             baselines: Vec::new(),
             handles: false,
             max_bytes: 64 << 20,
         }
+    }
+}
+
+impl Config {
+    /// Whether a rule is in use.
+    fn has(&self, rule: &rules::Rule) -> bool {
+        let of_group = |group| self.groups.get(&group).copied().unwrap_or(Action::Off);
+        let action = self.rules.get(&rule.id).copied();
+        action.or_else(|| rule.optional.map(of_group)) != Some(Action::Off)
     }
 }
 
@@ -190,6 +206,8 @@ pub struct Secrets {
     files: RuleFiles,
     /// Secrets that clients got as handles, if the settings permit handles.
     handles: Option<Arc<Handles>>,
+    /// Ends of messages that the next message of the session can continue.
+    beginnings: Beginnings,
     tables: ArcSwap<Tables>,
     /// Secrets delivered to servers and plugins in this run.
     registered: Mutex<Vec<Known>>,
@@ -267,6 +285,7 @@ impl Secrets {
             files,
             handles: config.handles.then(|| Arc::new(Handles::new())),
             config: config.clone(),
+            beginnings: Beginnings::default(),
             registered: Mutex::new(registered),
             scanning: FairSemaphore::new(MAX_CONCURRENT),
         })
@@ -339,7 +358,8 @@ impl Secrets {
 impl Tables {
     fn new(config: &Config, files: &RuleFiles, registered: &[Known]) -> Result<Self, Invalid> {
         let members = rules::Rule::of_members();
-        let all = rules::built_in()?.iter().chain([&members]).chain(&files.rules);
+        let optional = rules::optional()?;
+        let all = rules::built_in()?.iter().chain([&members]).chain(optional).chain(&files.rules);
         let all: Vec<_> = all.collect();
         for id in config.rules.keys() {
             let ids = || all.iter().map(|rule| rule.id.as_str()).chain([VAULT]);
@@ -348,7 +368,7 @@ impl Tables {
             }
         }
         let is_off = |id: &str| config.rules.get(id) == Some(&Action::Off);
-        let rules = all.into_iter().filter(|rule| !is_off(&rule.id)).cloned().collect();
+        let rules = all.into_iter().filter(|rule| config.has(rule)).cloned().collect();
         let mut exact = Vec::new();
         for secret in registered.iter().filter(|_| !is_off(VAULT)) {
             if secret.value.expose().len() >= MIN_KNOWN_BYTES {
@@ -369,7 +389,9 @@ impl Tables {
             let ids = scanner.ids.iter().enumerate();
             ids.map(|(i, id)| {
                 let key = if scanner.is_known(i) { VAULT } else { id };
-                let own = config.rules.get(key).copied().or(scanner.action(i));
+                let of_group = || config.groups.get(&scanner.group(i)?).copied();
+                let own = config.rules.get(key).copied();
+                let own = own.or_else(of_group).or(scanner.action(i));
                 let by_severity = || config.severities.get(&scanner.severity(i)).copied();
                 // Tools get passwords as arguments.
                 let default = match (phase, key == rules::MEMBER) {
@@ -425,6 +447,7 @@ impl Tables {
         raw: &[u8],
         decided: &[Arc<Obligations>],
         handles: Option<&(Arc<Handles>, Owner)>,
+        before: &[u8],
     ) -> Result<Inspected, Fault> {
         let actions = self.actions(phase, decided);
         let fault = |error: payload::Unscanned| Fault(error.to_string());
@@ -436,7 +459,8 @@ impl Tables {
         });
         let make = make.as_ref().filter(|_| phase == Phase::Response);
         let make = make.map(|make| make as &payload::MakeHandle<'_>);
-        let report = payload::inspect(&self.scanner, &actions, raw, make).map_err(fault)?;
+        let inspected = payload::inspect(&self.scanner, &actions, raw, make, before);
+        let (report, beginning) = inspected.map_err(fault)?;
         let resolved = match handles {
             Some((handles, owner)) if phase == Phase::Request && may_have_handles(raw) => {
                 let raw = report.redacted.as_deref().unwrap_or(raw);
@@ -445,7 +469,7 @@ impl Tables {
             }
             _ => None,
         };
-        Ok(Inspected { report, resolved })
+        Ok(Inspected { report, resolved, beginning })
     }
 }
 
@@ -455,6 +479,8 @@ struct Inspected {
     report: Report,
     /// The message with the values of its handles.
     resolved: Option<Bytes>,
+    /// End of the message that may be the beginning of a secret.
+    beginning: Option<String>,
 }
 
 #[async_trait]
@@ -484,20 +510,29 @@ impl Interceptor for Secrets {
         let is_of_client = exchange.direction == Direction::ClientToServer;
         let handles = self.handles.clone().filter(|_| is_of_client);
         let handles = handles.and_then(|handles| Some((handles, Owner::of(exchange)?)));
+        let conversation = calls::conversation(exchange, phase);
+        let before = conversation.as_ref().and_then(|of| self.beginnings.take(of));
+        let before = before.as_ref().map_or("", Secret::expose);
         let inspected = if raw.len() <= MAX_INLINE_BYTES {
-            tables.inspect(phase, raw, &exchange.obligations, handles.as_ref())?
+            let decided = &exchange.obligations;
+            tables.inspect(phase, raw, decided, handles.as_ref(), before.as_bytes())?
         } else {
             let closed = |_| Fault("the proxy is shutting down".into());
             let turn = self.scanning.next(&exchange.principal.kind).await.map_err(closed)?;
             let (tables, raw) = (tables.clone(), raw.clone());
             let decided = exchange.obligations.clone();
+            let before = Secret::new(before.to_owned());
             let scan = move || {
                 // Held by the thread: after a call's deadline, its scan still runs.
                 let _turn = turn;
-                tables.inspect(phase, &raw, &decided, handles.as_ref())
+                let before = before.expose().as_bytes();
+                tables.inspect(phase, &raw, &decided, handles.as_ref(), before)
             };
             off_workers(scan).await.map_err(|_| Fault("the scan did not finish".into()))??
         };
+        if let Some((of, beginning)) = conversation.zip(inspected.beginning) {
+            self.beginnings.keep(of, beginning);
+        }
         let mut verdict = self.verdict(&tables, phase, inspected.report);
         if let Some(resolved) = inspected.resolved
             && !matches!(verdict.decision, Decision::Refuse(_))

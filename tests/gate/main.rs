@@ -18,6 +18,7 @@ mod bypass;
 mod config_reload;
 mod connections;
 mod defaults;
+mod divided_secrets;
 mod durability;
 mod egress;
 mod encoded_secrets;

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{
     handles, names,
-    rules::{has_sequence, is_mixed, is_random},
+    rules::{has_sequence, in_words, is_mixed, is_random},
 };
 
 /// Limit in bytes of a name.
@@ -57,8 +57,29 @@ pub(super) fn secret_at(text: &[u8], sign: usize) -> Option<Range<usize>> {
     let value = value(text, start)?;
     let name = name(text, end)?;
     let shown = text.get(value.clone())?;
-    let is_secret = is_name(name) && is_key(shown) && !is_of_name(name, shown);
+    // A part of a list with colons, such as an ARN: `arn:aws:…:secret:NAME`.
+    let name_start = end.checked_sub(name.len())?;
+    let is_part = value.start == sign + 1 && byte(sign) == Some(b':');
+    if is_part && before(name_start) == Some(b':') {
+        return None;
+    }
+    // Documentation shortens values: `MIIJKAIBAAKCAgEA2Se7p8…`.
+    let after = text.get(value.end..).unwrap_or_default();
+    let is_shortened = [&b"..."[..], "…".as_bytes()].iter().any(|dots| after.starts_with(dots));
+    let is_secret = is_name(name)
+        && is_key(shown)
+        && !is_shortened
+        && !is_of_name(name, shown)
+        && !NAMES_IN_VALUES.iter().any(|word| has_word(shown, word));
     (is_secret && !is_handle(text, name, &value)).then_some(value)
+}
+
+/// Words of values that describe a secret instead of being one: `VERYLONGSECRET…`.
+const NAMES_IN_VALUES: [&str; 2] = ["secret", "password"];
+
+/// Whether a text has a word, in any case.
+fn has_word(text: &[u8], word: &str) -> bool {
+    memchr::memmem::find(&text.to_ascii_lowercase(), word.as_bytes()).is_some()
 }
 
 /// Length in bytes of a word of a name that a value can begin with.
@@ -110,7 +131,7 @@ fn value(text: &[u8], from: usize) -> Option<Range<usize>> {
     // Punctuation ends a sentence.
     let length = length - trailing(value, b".:");
     let value = value.get(..length)?;
-    let is_program = quotes == 0 && value.contains(&b'.');
+    let is_program = quotes == 0 && (value.contains(&b'.') || is_type(value));
     let is_end = match rest.get(length) {
         // A control character is between two parts of a view.
         Some(b) => {
@@ -123,6 +144,16 @@ fn value(text: &[u8], from: usize) -> Option<Range<usize>> {
     let is_field = field.len() + 2 < length && !field.iter().any(u8::is_ascii_digit);
     let is_long = (MIN_VALUE_BYTES..=MAX_VALUE_BYTES).contains(&length);
     (is_long && is_end && !is_program && !is_field).then_some(start..start + length)
+}
+
+/// Whether a value is the name of a type, in words and with digits only at its end:
+/// `XmlStringMaxLen256`.
+fn is_type(value: &[u8]) -> bool {
+    let letters = value.iter().take_while(|b| b.is_ascii_alphabetic()).count();
+    let (letters, digits) = value.split_at(letters);
+    !digits.is_empty()
+        && digits.iter().all(u8::is_ascii_digit)
+        && 4 * in_words(letters) >= value.len()
 }
 
 fn trailing(value: &[u8], marks: &[u8]) -> usize {
@@ -182,7 +213,30 @@ fn is_name(name: &str) -> bool {
 /// Whether a value looks like a random key.
 fn is_key(value: &[u8]) -> bool {
     let is_random = is_random(value) || value.len() >= MIN_MIXED_BYTES && is_mixed(value);
-    is_random && !has_sequence(value) && !is_placeholder(value)
+    is_random && !has_sequence(value) && !is_repetitive(value) && !is_placeholder(value)
+}
+
+/// Whether a text has the same characters more often than a random one, or its first half twice: a
+/// hand on a keyboard writes `43t43REGTrk43934t34qT43t4dge`.
+pub(super) fn is_repetitive(value: &[u8]) -> bool {
+    let (first, last) = value.split_at(value.len() / 2);
+    if first == last {
+        return true;
+    }
+    let mut counts = [0_u32; 256];
+    let letters = value.iter().filter(|b| b.is_ascii_alphanumeric());
+    letters.for_each(|byte| counts[usize::from(*byte)] += 1);
+    let has = |test: fn(&u8) -> bool| value.iter().any(test);
+    let alphabet = match (has(u8::is_ascii_lowercase), has(u8::is_ascii_uppercase)) {
+        (true, true) => 62.0,
+        _ if value.iter().all(|b| b.is_ascii_hexdigit() || *b == b'-') => 16.0,
+        _ => 36.0,
+    };
+    let length = f64::from(counts.iter().sum::<u32>());
+    let pairs: u32 = counts.iter().map(|count| count * count.saturating_sub(1) / 2).sum();
+    // Number of pairs of one character in a random text, and four standard deviations.
+    let expected = length * (length - 1.0).max(0.0) / 2.0 / alphabet;
+    f64::from(pairs) > expected + 4.0 * expected.sqrt() + 2.0
 }
 
 /// Whether a value stands for another.
@@ -197,15 +251,31 @@ const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 6..=128;
 const MIN_MIXED_BYTES: usize = 20;
 /// Limit in bytes of a value of a member.
 const MAX_MEMBER_BYTES: usize = 16 << 10;
-/// Signs that begin or end a reference to a value.
-const REFERENCES: [&str; 6] = ["$", "<", "{", "%", "[redacted", "[secret:"];
+/// Signs around a reference to a value.
+const REFERENCES: [(&str, &str); 7] = [
+    ("${", "}"),
+    ("$(", ")"),
+    ("{", "}"),
+    ("<", ">"),
+    ("%", "%"),
+    ("[redacted:", "]"),
+    ("[secret:", "]"),
+];
+
+/// Whether a value is a reference to another, such as `$TOKEN` or `${TOKEN}`.
+fn is_reference(value: &[u8]) -> bool {
+    let of_name = |b: &u8| b.is_ascii_uppercase() || *b == b'_';
+    let has_signs = |(first, last): &(&str, &str)| {
+        value.starts_with(first.as_bytes()) && value.ends_with(last.as_bytes())
+    };
+    REFERENCES.iter().any(has_signs)
+        || value.strip_prefix(b"$").is_some_and(|name| name.iter().all(of_name))
+}
 
 /// Whether the value of a member, whose name is that of a secret, is the secret: a random text, or
 /// for the name of a password also a short one that is not a word.
 pub(super) fn is_member_secret(name: &str, value: &[u8]) -> bool {
-    if value.len() > MAX_MEMBER_BYTES
-        || REFERENCES.iter().any(|sign| value.starts_with(sign.as_bytes()))
-    {
+    if value.len() > MAX_MEMBER_BYTES || is_reference(value) {
         return false;
     }
     let mut parts = value.split(|b| b.is_ascii_whitespace() || matches!(b, b';' | b','));
@@ -215,7 +285,7 @@ pub(super) fn is_member_secret(name: &str, value: &[u8]) -> bool {
         MIN_VALUE_BYTES.. => is_random(part),
         _ => false,
     };
-    if parts.any(|part| is_secret(part) && !is_placeholder(part)) {
+    if parts.any(|part| is_secret(part) && !is_repetitive(part) && !is_placeholder(part)) {
         return true;
     }
     let has = |test: fn(&u8) -> bool| value.iter().any(test);

@@ -14,7 +14,7 @@ use toml::Spanned;
 use super::{
     encodings::OVERLAP_BYTES,
     pattern::MAX_PATTERN_BYTES,
-    rules::{Group, IllegalRules, Kind, Rule, Severity},
+    rules::{IllegalRules, Kind, Part, Rule, Severity},
 };
 
 /// Bytes around a keyword that are searched for a match without a maximum length.
@@ -253,8 +253,8 @@ fn compiled(
         properties.as_ref().ok().and_then(of)
     };
     let group = match rule.secret_group {
-        None | Some(0) => Group::FirstWithText,
-        Some(group) if group < expression.captures_len() => Group::Number(group),
+        None | Some(0) => Part::FirstWithText,
+        Some(group) if group < expression.captures_len() => Part::Number(group),
         Some(group) => {
             let what = format!("rule `{}` has no group {group}", rule.id);
             return Err(place.error(regex.span().start, what, "correct its `secretGroup`"));
@@ -279,7 +279,8 @@ fn compiled(
         after: reach,
         retries_within: false,
         shortest: length(regex_syntax::hir::Properties::minimum_len).unwrap_or(0),
-        group: if expression.captures_len() == 1 { Group::Whole } else { group },
+        optional: None,
+        group: if expression.captures_len() == 1 { Part::Whole } else { group },
         regex: expression.into(),
         entropy: rule.entropy.filter(|least| *least > 0.0),
         check: None,

@@ -53,6 +53,8 @@ enum Frame {
     Object {
         /// The last string that is a name of members beside it.
         naming: Naming,
+        /// The last string that a member behind it can name.
+        value: Naming,
         /// Key, in the text.
         key: Range<usize>,
         /// The key, decoded once.
@@ -88,6 +90,19 @@ impl Path {
         })
     }
 
+    /// Whether it is below `_meta` of the outermost object.
+    pub(super) fn is_metadata(&self, raw: &[u8]) -> bool {
+        match self.0.first() {
+            Some(Frame::Object { key, .. }) => raw.get(key.clone()) == Some(b"_meta"),
+            _ => false,
+        }
+    }
+
+    /// Whether it is a member of the outermost object.
+    pub(super) fn is_outermost(&self) -> bool {
+        self.0.len() == 1
+    }
+
     /// Stores the position of a string that names the next element, or members beside it. Replaces
     /// that of the string before.
     pub(super) fn set_naming(&self, name: Option<Range<usize>>) {
@@ -105,6 +120,21 @@ impl Path {
     pub(super) fn naming(&self) -> Option<Range<usize>> {
         match self.0.last()? {
             Frame::Array { naming, .. } | Frame::Object { naming, .. } => naming.borrow().clone(),
+        }
+    }
+
+    /// Stores the position of a string that a member behind it can name.
+    pub(super) fn set_value(&self, text: Range<usize>) {
+        if let Some(Frame::Object { value, .. }) = self.0.last() {
+            value.replace(Some(text));
+        }
+    }
+
+    /// Position of a string in the same object that this one can name.
+    pub(super) fn value(&self) -> Option<Range<usize>> {
+        match self.0.last()? {
+            Frame::Object { value, .. } => value.borrow().clone(),
+            Frame::Array { .. } => None,
         }
     }
 
@@ -160,6 +190,7 @@ pub(super) fn each_text<'a, E: From<Malformed>>(
             b'{' => {
                 path.0.push(Frame::Object {
                     naming: Naming::default(),
+                    value: Naming::default(),
                     key: 0..0,
                     name: OnceCell::new(),
                     hidden: false,

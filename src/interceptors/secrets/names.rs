@@ -14,8 +14,8 @@ use std::sync::LazyLock;
 use aho_corasick::AhoCorasick;
 
 use self::words::{
-    ABOUT, COUNTED, HARMLESS_TOKENS, JOINED, NAMING_KEYS, NEUTRAL, PASSWORDS, PINS, STEMS, STRONG,
-    TERMS, VALUE_KEYS,
+    ABOUT, COUNTED, HARMLESS_PAIRS, HARMLESS_TOKENS, JOINED, NAMING_KEYS, NEUTRAL, PASSWORDS, PINS,
+    STEMS, STRONG, TERMS, VALUE_KEYS,
 };
 
 /// Number of bytes of a name that are checked, from its end.
@@ -68,7 +68,15 @@ pub(super) fn names_another(key: &str) -> bool {
 
 /// Whether a key is that of such another member.
 pub(super) fn is_named_by_another(key: &str) -> bool {
-    VALUE_KEYS.iter().any(|one| key.eq_ignore_ascii_case(one))
+    is_value_key(key.as_bytes())
+}
+
+/// The same for a key that may not be UTF-8.
+pub(super) fn is_value_key(key: &[u8]) -> bool {
+    // Most keys are no such word, by their first letter.
+    let first = key.first().map(u8::to_ascii_lowercase);
+    let mut all = VALUE_KEYS.iter().map(|one| one.as_bytes());
+    all.any(|one| first == one.first().copied() && key.eq_ignore_ascii_case(one))
 }
 
 /// Kind of values after a name that [`is_secret`] that are counts.
@@ -150,7 +158,8 @@ fn ends_with_term(words: &[&str]) -> bool {
     let previous = before.last().copied().unwrap_or_default();
     let singular = last.strip_suffix('s').unwrap_or(last);
     if singular == "token" {
-        return !HARMLESS_TOKENS.contains(&previous);
+        return !HARMLESS_TOKENS.contains(&previous)
+            && !HARMLESS_PAIRS.iter().any(|pair| before.ends_with(pair));
     }
     if *last == "pin" {
         return before.is_empty() || PINS.contains(&previous);

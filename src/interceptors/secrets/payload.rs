@@ -10,9 +10,10 @@ use super::{
     Action, assigned,
     handles::MAX_OF_OWNER,
     json_strings::{Malformed, Path, Role, Text, decode, each_text, locate},
-    names::{is_named_by_another, is_secret, names_another},
+    names::{is_named_by_another, is_secret, is_value_key, names_another},
     prefilter::Suspects,
     scan::{Budget, Hit, MAX_NAME_BYTES, Scanner, Spent},
+    split::{self, Chain, Joined},
 };
 
 /// Limit of the reported secrets of one payload; further ones are counted.
@@ -80,14 +81,17 @@ struct Cut {
 /// gets none.
 pub(super) type MakeHandle<'a> = dyn Fn(usize, &str) -> Option<String> + 'a;
 
-/// Scans every string, key and number of a JSON text. `actions` has an action for each id.
+/// Scans every string, key and number of a JSON text. `actions` has an action for each id. `before`
+/// is the end of the message before, if it may be the beginning of a secret. Also returns that of
+/// this message.
 pub(super) fn inspect(
     scanner: &Scanner,
     actions: &[Action],
     raw: &[u8],
     handle: Option<&MakeHandle<'_>>,
-) -> Result<Report, Unscanned> {
-    inspect_within(&mut Budget::of(raw.len()), scanner, actions, raw, handle)
+    before: &[u8],
+) -> Result<(Report, Option<String>), Unscanned> {
+    inspect_within(&mut Budget::of(raw.len()), scanner, actions, raw, handle, before)
 }
 
 /// The same within a budget.
@@ -97,11 +101,15 @@ pub(super) fn inspect_within(
     actions: &[Action],
     raw: &[u8],
     handle: Option<&MakeHandle<'_>>,
-) -> Result<Report, Unscanned> {
+    before: &[u8],
+) -> Result<(Report, Option<String>), Unscanned> {
     let mut report = Report::default();
     let mut cuts: Vec<Cut> = Vec::new();
     let suspects = scanner.suspects(raw);
     let members = scanner.of_members();
+    let mut chain = Chain::behind(before);
+    let has_names = suspects.as_ref().is_none_or(Suspects::has_names);
+    let is_divided = |before: &[u8], after: &[u8]| scanner.is_divided(before, after);
     each_text::<Unscanned>(raw, |path, text| {
         let is_suspicious =
             |part: &Range<usize>| suspects.as_ref().is_none_or(|all| all.has(raw, part));
@@ -112,11 +120,18 @@ pub(super) fn inspect_within(
                 && !scanner.is_allowed(&text.decoded);
             is_secret.then(|| Hit { id, range: 0..text.decoded.len() })
         });
-        if member.is_none() && !is_named && !is_suspicious(&text.span) {
+        let is_joined = text.role == Role::Value && !text.decoded.is_empty() && !is_kind(raw, path);
+        let is_scanned = member.is_some() || is_named || is_suspicious(&text.span);
+        if !is_scanned {
             budget.decoded.earn(text.span.len());
-            return Ok(false);
+            let may_be_named =
+                || has_names && may_have_neighbour(raw, path, &text, suspects.as_ref());
+            if !is_joined || !may_be_named() && chain.passes(raw, &text.span, is_divided) {
+                return Ok(false);
+            }
         }
         let mut hits = match text.role {
+            _ if !is_scanned => Vec::new(),
             Role::Numbers => scanner.scan_numbers(&text.decoded, budget)?,
             Role::Key | Role::Value => scanner.scan(&text.decoded, budget)?,
         };
@@ -128,6 +143,32 @@ pub(super) fn inspect_within(
         }
         if hits.is_empty() {
             hits.extend(member);
+        }
+        if is_joined {
+            let next = split::Next {
+                span: &text.span,
+                decoded: &text.decoded,
+                has_keyword: suspects.as_ref().is_none_or(|all| all.has_keyword(&text.span)),
+                has_secret: hits.iter().any(|hit| scanner.is_of_format(hit)),
+            };
+            if let Some(joined) = chain.add(raw, is_divided, &next) {
+                add_divided(scanner, actions, raw, &joined, budget, &mut report, &mut cuts)?;
+            }
+        }
+        if let Some((id, span)) = members.zip(value_before(raw, path, &text, suspects.as_ref()))
+            && !scanner.is_allowed(&decode(raw.get(span.clone()).unwrap_or_default()))
+        {
+            let action = actions.get(id).copied().unwrap_or(Action::Refuse);
+            let whole = 0..decode(raw.get(span.clone()).unwrap_or_default()).len();
+            add_elsewhere(
+                raw,
+                id,
+                action,
+                path.pointer(raw),
+                &[(span, whole)],
+                &mut report,
+                &mut cuts,
+            );
         }
         if hits.is_empty() {
             return Ok(false);
@@ -186,10 +227,127 @@ pub(super) fn inspect_within(
         }));
         Ok(true)
     })?;
+    let beginning = chain.beginning(raw);
+    let found = report.found.len() + report.more;
+    if let Some(joined) = chain.end(raw) {
+        add_divided(scanner, actions, raw, &joined, budget, &mut report, &mut cuts)?;
+    }
+    // What is found already begins nothing.
+    let beginning = beginning.filter(|_| found == report.found.len() + report.more);
     if !report.refuse && !cuts.is_empty() {
+        in_order(&mut cuts);
         report.redacted = Some(splice(scanner, raw, &cuts, handle));
     }
-    Ok(report)
+    Ok((report, beginning))
+}
+
+/// Whether a string is the kind of a text block, which is between its text and that of the block
+/// before, or the name of a tool before its arguments, or metadata behind them.
+fn is_kind(raw: &[u8], path: &Path) -> bool {
+    if path.is_metadata(raw) {
+        return true;
+    }
+    match path.member_key().and_then(|key| raw.get(key.clone())) {
+        Some(b"type") => true,
+        Some(b"name") => path.is_outermost(),
+        _ => false,
+    }
+}
+
+/// Adds the secrets that are divided between the strings of a chain.
+#[cold]
+fn add_divided(
+    scanner: &Scanner,
+    actions: &[Action],
+    raw: &[u8],
+    joined: &Joined,
+    budget: &mut Budget,
+    report: &mut Report,
+    cuts: &mut Vec<Cut>,
+) -> Result<(), Unscanned> {
+    let mut hits = scanner.scan_joined(&joined.text, budget)?;
+    // The end of the message before may be no part of a secret, and must hide none.
+    let start = joined.before();
+    if start > 0 {
+        let text = joined.text.get(start..).unwrap_or_default();
+        hits.extend(
+            scanner
+                .scan_joined(text, budget)?
+                .into_iter()
+                .map(|hit| Hit { range: hit.range.start + start..hit.range.end + start, ..hit }),
+        );
+    }
+    hits.retain(|hit| joined.is_divided(&hit.range));
+    for (hit, action) in join(hits, actions) {
+        let parts = joined.parts(&hit.range);
+        let Some((last, _)) = parts.last() else { continue };
+        let is_shown = report.found.len() < MAX_REPORTED;
+        let place = if is_shown { place_of(scanner, raw, last) } else { String::new() };
+        add_elsewhere(raw, hit.id, action, place, &parts, report, cuts);
+    }
+    Ok(())
+}
+
+/// Pointer to a string, without keys that may have a secret.
+fn place_of(scanner: &Scanner, raw: &[u8], string: &Range<usize>) -> String {
+    let mut place = String::new();
+    let suspects = scanner.suspects(raw);
+    let _ = each_text::<Malformed>(raw, |path, text| {
+        if text.span == *string {
+            place = path.pointer(raw);
+        }
+        Ok(suspects.as_ref().is_none_or(|all| all.has(raw, &text.span)))
+    });
+    place
+}
+
+/// Adds a secret in other strings than the visited one. `parts` has their positions, and ranges of
+/// them, decoded.
+#[cold]
+fn add_elsewhere(
+    raw: &[u8],
+    id: usize,
+    action: Action,
+    place: String,
+    parts: &[(Range<usize>, Range<usize>)],
+    report: &mut Report,
+    cuts: &mut Vec<Cut>,
+) {
+    if action == Action::Off {
+        return;
+    }
+    report.refuse |= action == Action::Refuse;
+    if report.found.len() < MAX_REPORTED {
+        report.found.push(Found { id, place, is_key: false, action });
+    } else {
+        report.more += 1;
+    }
+    if action != Action::Redact {
+        return;
+    }
+    for (span, part) in parts {
+        let string = raw.get(span.clone()).unwrap_or_default();
+        let places = locate(string, std::slice::from_ref(part));
+        cuts.extend(places.into_iter().map(|place| Cut {
+            range: place.start + span.start..place.end + span.start,
+            id,
+            quote: "",
+            secret: None,
+        }));
+    }
+}
+
+/// Puts cuts in order, and joins those that overlap.
+fn in_order(cuts: &mut Vec<Cut>) {
+    cuts.sort_by_key(|cut| (cut.range.start, std::cmp::Reverse(cut.range.end)));
+    cuts.dedup_by(|next, last| {
+        let overlaps = next.range.start < last.range.end;
+        if overlaps && next.range.end > last.range.end {
+            last.range.end = next.range.end;
+            last.secret = None;
+        }
+        overlaps
+    });
 }
 
 /// Limit in bytes of a string that names another one.
@@ -209,7 +367,9 @@ fn member_name(
     let may_name = |part: &Range<usize>| suspects.is_none_or(|all| all.may_name(part));
     let secret_name = |bytes: &[u8]| {
         let name = std::str::from_utf8(bytes.strip_prefix(b"--").unwrap_or(bytes)).ok()?;
-        (name.len() <= MAX_NAMING_BYTES && is_secret(name)).then(|| name.to_owned())
+        // The first line of a key is in lists of lines.
+        let is_name = name.len() <= MAX_NAMING_BYTES && !name.ends_with("-----");
+        (is_name && is_secret(name)).then(|| name.to_owned())
     };
     let is_element = path.is_element();
     if suspects.is_some_and(|all| !all.has_names()) {
@@ -240,6 +400,45 @@ fn member_name(
     let naming = decode(raw.get(naming.filter(|_| is_named)?)?);
     let name = secret_name(&naming)?;
     Some(if naming.starts_with(b"-") { name } else { of_list(name) })
+}
+
+/// Whether a string can name a member in front of it, or be the value of one behind it.
+fn may_have_neighbour(
+    raw: &[u8],
+    path: &Path,
+    text: &Text<'_>,
+    suspects: Option<&Suspects>,
+) -> bool {
+    let key = path.member_key().and_then(|key| raw.get(key.clone()));
+    suspects.is_none_or(|all| all.may_name(&text.span)) || key.is_some_and(is_value_key)
+}
+
+/// Position of the value of a secret in front of the member that names it: `{"value": "…", "name":
+/// "API_KEY"}`. Remembers such values.
+fn value_before(
+    raw: &[u8],
+    path: &Path,
+    text: &Text<'_>,
+    suspects: Option<&Suspects>,
+) -> Option<Range<usize>> {
+    let has_names = suspects.is_none_or(Suspects::has_names);
+    if !has_names || text.role != Role::Value || path.is_element() {
+        return None;
+    }
+    let key = raw.get(path.member_key()?.clone())?;
+    if is_value_key(key) {
+        if path.naming().is_none() {
+            path.set_value(text.span.clone());
+        }
+        return None;
+    }
+    let is_name = text.span.len() <= MAX_NAMING_BYTES
+        && suspects.is_none_or(|all| all.may_name(&text.span))
+        && std::str::from_utf8(key).is_ok_and(names_another);
+    let name = std::str::from_utf8(&text.decoded).ok().filter(|_| is_name)?;
+    let span = path.value().filter(|_| is_secret(name))?;
+    let value = decode(raw.get(span.clone())?);
+    assigned::is_member_secret(name, &value).then_some(span)
 }
 
 /// Whether a text is JSON and would not be JSON with marks in place of these ranges: a known secret

@@ -199,6 +199,8 @@ impl Keywords {
 /// Parts of a text that can contain a secret.
 pub(super) struct Suspects {
     blocks: Blocks,
+    /// Those of `blocks` that have keywords or known secrets.
+    keywords: Blocks,
     /// Parts that can be names of secrets, and those of `blocks`.
     names: Blocks,
     /// Whether any part has a mark.
@@ -217,14 +219,20 @@ impl Suspects {
             suspects.names.mark(at..at + 1);
             match context {
                 Context::Name => suspects.has_names = true,
-                _ => suspects.blocks.mark(at..at + 1),
+                _ => {
+                    suspects.keywords.mark(at..at + 1);
+                    suspects.blocks.mark(at..at + 1);
+                }
             }
         });
         let mut mark = |range: Range<usize>| {
             suspects.names.mark(range.clone());
             suspects.blocks.mark(range);
         };
-        known.for_each(&mut mark);
+        known.for_each(|range| {
+            suspects.keywords.mark(range.clone());
+            mark(range);
+        });
         mark_units(raw, &mut mark);
         // A keyword of a rule can be a name, too.
         suspects.has_names |= suspects.blocks.marked().next().is_some();
@@ -234,6 +242,11 @@ impl Suspects {
     /// Whether a string, a key or numbers of the text can contain a secret.
     pub(super) fn has(&self, raw: &[u8], range: &Range<usize>) -> bool {
         self.blocks.touch(range) || may_encode(raw.get(range.clone()).unwrap_or_default())
+    }
+
+    /// Whether a part of the text has a keyword or a known secret.
+    pub(super) fn has_keyword(&self, range: &Range<usize>) -> bool {
+        self.keywords.touch(range)
     }
 
     /// Whether any part of the text can be the name of a secret.
@@ -247,7 +260,8 @@ impl Suspects {
     }
 
     fn none(text: &[u8]) -> Self {
-        Self { blocks: Blocks::of(text), names: Blocks::of(text), has_names: false }
+        let none = || Blocks::of(text);
+        Self { blocks: none(), keywords: none(), names: none(), has_names: false }
     }
 }
 

@@ -124,6 +124,11 @@ impl Scrubber {
     ) -> Result<Self, Invalid> {
         let mut rules = rules::built_in()?.to_vec();
         for config in settings {
+            let known = |rule: &&Rule| rules.iter().any(|other| other.id == rule.id);
+            let of_groups = rules::optional()?.iter();
+            let of_groups = of_groups.filter(|rule| config.has(rule) && !known(rule));
+            let of_groups: Vec<_> = of_groups.cloned().collect();
+            rules.extend(of_groups);
             rules.append(&mut RuleFiles::read(config)?.rules);
         }
         let registered = once(registered);

@@ -20,6 +20,20 @@ pub(super) const BUILT_IN: &str = include_str!("rules.toml");
 static COMPILED: LazyLock<Result<Vec<Rule>, IllegalRules>> =
     LazyLock::new(|| read(BUILT_IN)?.iter().map(Rule::new).collect());
 
+/// Rules of groups, which are off by default.
+pub(super) const OPTIONAL: &str = include_str!("optional.toml");
+
+static COMPILED_OPTIONAL: LazyLock<Result<Vec<Rule>, IllegalRules>> =
+    LazyLock::new(|| read(OPTIONAL)?.iter().map(Rule::new).collect());
+
+/// Rules of groups, compiled once.
+pub(super) fn optional() -> Result<&'static [Rule], IllegalRules> {
+    match &*COMPILED_OPTIONAL {
+        Ok(rules) => Ok(rules),
+        Err(error) => Err(error.clone()),
+    }
+}
+
 /// Built-in rules, compiled once.
 pub(super) fn built_in() -> Result<&'static [Rule], IllegalRules> {
     match &*COMPILED {
@@ -49,7 +63,10 @@ pub(super) struct File {
 pub(super) struct Source {
     pub id: String,
     pub description: String,
-    /// Texts, of which every match contains one.
+    /// Group that the settings must switch on.
+    #[serde(default)]
+    pub group: Option<Group>,
+    /// Texts, of which every match contains one. Rules of groups may have none.
     pub keywords: Vec<String>,
     /// Whether keywords match in any case.
     #[serde(default)]
@@ -118,6 +135,18 @@ pub enum Severity {
     Critical,
 }
 
+/// Rules that are off by default: they find data that many tools handle on purpose.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Group {
+    /// Numbers of payment cards.
+    Cards,
+    /// Personal data: bank accounts, social security numbers, e-mail addresses, telephone numbers.
+    Personal,
+}
+
 /// Test of a match beside its regex.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -130,6 +159,10 @@ pub(super) enum Check {
     NotWords,
     /// A UUID or a digest, whose digits are mixed.
     Hash,
+    /// The last digit is the check digit of the others (ISO/IEC 7812).
+    Luhn,
+    /// The check digits behind the country are those of the others (ISO 13616).
+    Iban,
     /// A private key with as many digits of base64 as the shortest of its kind: not a sample that
     /// somebody shortened, nor words.
     KeyBody,
@@ -206,8 +239,10 @@ pub(super) struct Rule {
     /// Length of the shortest match in bytes.
     pub shortest: usize,
     pub regex: Pattern,
+    /// Group that the settings must switch on.
+    pub optional: Option<Group>,
     /// Part of a match that is the secret.
-    pub group: Group,
+    pub group: Part,
     pub entropy: Option<f64>,
     pub check: Option<Check>,
     pub unless: Option<Pattern>,
@@ -231,7 +266,7 @@ pub(super) const MEMBER: &str = "named-member";
 
 /// Part of a match that is the secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Group {
+pub(super) enum Part {
     Whole,
     Number(usize),
     /// First group that matched a text; without, the whole match.
@@ -257,7 +292,9 @@ impl Rule {
         if !id_is_legal {
             return Err(illegal("`id` may contain a-z, 0-9 and `-`".into()));
         }
-        if source.keywords.is_empty() || source.keywords.iter().any(|k| k.len() < 2) {
+        if source.keywords.is_empty() && source.group.is_none()
+            || source.keywords.iter().any(|k| k.len() < 2)
+        {
             return Err(illegal("`keywords` needs texts of two or more bytes".into()));
         }
         let parse = |key: &str, pattern: &str| {
@@ -309,8 +346,9 @@ impl Rule {
             after: reach,
             retries_within: true,
             shortest: shortest.unwrap_or(0),
+            optional: source.group,
             regex: Pattern::new(pattern),
-            group: if is_whole(&hir) { Group::Whole } else { Group::Number(1) },
+            group: if is_whole(&hir) { Part::Whole } else { Part::Number(1) },
             entropy: source.entropy,
             check: source.check,
             unless: source.unless.clone().map(Pattern::new),
@@ -337,8 +375,9 @@ impl Rule {
             after: 0,
             retries_within: false,
             shortest: usize::MAX,
+            optional: None,
             regex: Pattern::new(String::new()),
-            group: Group::Whole,
+            group: Part::Whole,
             entropy: None,
             check: None,
             unless: None,
@@ -350,9 +389,9 @@ impl Rule {
     pub(super) fn secret(&self, text: &[u8], matched: &Range<usize>) -> Range<usize> {
         let groups = || self.regex.get().ok()?.captures_at(text, matched.start);
         let group = match self.group {
-            Group::Whole => None,
-            Group::Number(number) => groups().and_then(|groups| groups.get(number)),
-            Group::FirstWithText => groups()
+            Part::Whole => None,
+            Part::Number(number) => groups().and_then(|groups| groups.get(number)),
+            Part::FirstWithText => groups()
                 .and_then(|groups| groups.iter().skip(1).flatten().find(|one| !one.is_empty())),
         };
         group.map_or_else(|| matched.clone(), |group| group.range())
@@ -383,7 +422,7 @@ impl Rule {
     /// Position at which the next match can begin after a rejected one.
     pub(super) fn next_start(&self, text: &[u8], matched: &Range<usize>) -> usize {
         match self.entropy {
-            Some(least) if self.group == Group::Whole => next_start(text, matched, least),
+            Some(least) if self.group == Part::Whole => next_start(text, matched, least),
             _ => matched.start + 1,
         }
     }
@@ -447,12 +486,36 @@ impl Check {
                     && entropy(value) >= MIN_HASH_ENTROPY
             }
             Self::KeyBody => is_key(secret),
+            Self::Luhn => luhn(secret) == 0,
+            Self::Iban => iban(secret) == 1,
             Self::GithubCrc32 => secret
                 .split_last_chunk::<6>()
                 .and_then(|(token, sum)| Some((token.split_last_chunk::<30>()?.1, sum)))
                 .is_some_and(|(random, sum)| base62(crc32fast::hash(random)) == *sum),
         }
     }
+}
+
+/// Sum of the digits of a text modulo 10, of which every second from the end counts twice. 0 with the
+/// check digit.
+pub(super) fn luhn(text: &[u8]) -> u32 {
+    let digits = text.iter().rev().filter(|b| b.is_ascii_digit()).map(|b| u32::from(b - b'0'));
+    let sum = digits.enumerate().map(|(at, digit)| match at % 2 {
+        0 => digit,
+        _ => 2 * digit / 10 + 2 * digit % 10,
+    });
+    sum.sum::<u32>() % 10
+}
+
+/// Remainder modulo 97 of an account number, with its first four characters behind the others. 1 with
+/// the check digits.
+pub(super) fn iban(text: &[u8]) -> u32 {
+    let text: Vec<u8> = text.iter().copied().filter(u8::is_ascii_alphanumeric).collect();
+    let (first, rest) = text.split_at(text.len().min(4));
+    rest.iter().chain(first).fold(0, |sum, byte| match byte {
+        b'0'..=b'9' => (10 * sum + u32::from(byte - b'0')) % 97,
+        byte => (100 * sum + u32::from(byte.to_ascii_uppercase() - b'A') + 10) % 97,
+    })
 }
 
 /// Minimum number of digits of base64 of an RSA, DSA, OpenSSH or PGP key, and of any other, such as
@@ -552,7 +615,7 @@ fn changes(text: &[u8]) -> usize {
 
 /// Number of bytes in words: three and more small letters after at most one capital, or four and
 /// more capitals without other letters beside them.
-fn in_words(text: &[u8]) -> usize {
+pub(super) fn in_words(text: &[u8]) -> usize {
     let mut total = 0;
     let mut at = 0;
     while at < text.len() {

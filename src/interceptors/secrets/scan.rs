@@ -20,7 +20,8 @@ use super::{
     json_strings::is_of_number,
     layers::Layers,
     prefilter::{Context, Keyword, Keywords, Suspects},
-    rules::{IllegalRules, Kind, Rule, Severity},
+    rules::{Group, IllegalRules, Kind, Rule, Severity},
+    split::Divisions,
 };
 
 /// A secret in a text.
@@ -47,6 +48,8 @@ pub(super) struct Budget {
     matched_plain: usize,
     /// Bytes of views that the rules' expressions may search.
     matched_in_views: usize,
+    /// Bytes that the rules without keywords may search, each.
+    matched_everywhere: usize,
     /// Bytes searched for keywords and known secrets so far.
     #[cfg(test)]
     pub scanned: usize,
@@ -121,6 +124,7 @@ impl Budget {
             work: limit(BASE_WORK_BYTES, WORK_FACTOR),
             matched_plain: limit(BASE_MATCHED_BYTES, MATCHED_FACTOR),
             matched_in_views: limit(BASE_MATCHED_IN_VIEWS, MATCHED_FACTOR),
+            matched_everywhere: limit(BASE_MATCHED_BYTES, MATCHED_FACTOR),
             #[cfg(test)]
             scanned: 0,
         }
@@ -149,6 +153,9 @@ pub(super) struct Scanner {
     /// Rules without keywords.
     everywhere: Vec<usize>,
     known: Option<AhoCorasick>,
+    /// Keywords, and known secrets, as strings can divide them.
+    divided_keywords: Divisions,
+    divided_known: Divisions,
     /// Texts that are not secrets, except known ones.
     allowed: Arc<Baseline>,
     /// Names: of the rules, then of the known secrets.
@@ -212,7 +219,17 @@ impl Scanner {
         let ids = rules.iter().map(|rule| &rule.id).chain(known.iter().map(|(name, _)| name));
         let ids: Vec<String> = ids.cloned().collect();
         let shortest = rules.iter().map(|rule| rule.shortest);
+        let divisible = rules.iter().filter(|rule| is_divisible(rule));
+        let keywords_in_cases = divisible.flat_map(|rule| {
+            let cases = |text: &String| match rule.ignore_case {
+                false => vec![text.clone()],
+                true => in_cases(text),
+            };
+            rule.keywords.iter().flat_map(cases).map(String::into_bytes)
+        });
         Ok(Self {
+            divided_keywords: Divisions::of(keywords_in_cases),
+            divided_known: Divisions::of(known.iter().map(|(_, text)| text.as_bytes().to_vec())),
             keywords,
             prefilter,
             owners,
@@ -240,6 +257,11 @@ impl Scanner {
     /// Action that a rule requires, whatever the default in the settings.
     pub(super) fn action(&self, id: usize) -> Option<super::Action> {
         self.rules.get(id)?.action
+    }
+
+    /// Group of a rule that the settings switched on.
+    pub(super) fn group(&self, id: usize) -> Option<Group> {
+        self.rules.get(id)?.optional
     }
 
     /// Index of the rule for members with the name of a secret.
@@ -326,7 +348,50 @@ impl Scanner {
             append(&mut hits, self.scan_view(text, view, 0, budget)?, &mut limit);
             Ok(())
         })?;
+        // A number of a card is a number.
+        if self.everywhere.iter().any(|rule| self.group(*rule).is_some()) {
+            let mut of_groups = self.scan_layer(text, None, 0, budget)?;
+            of_groups.retain(|hit| self.group(hit.id).is_some());
+            hits.append(&mut of_groups);
+        }
         to_numbers(text, &mut hits);
+        Ok(hits)
+    }
+
+    /// Whether a keyword or a known secret may be divided between the ends of two strings.
+    pub(super) fn is_divided(&self, before: &[u8], after: &[u8]) -> bool {
+        self.divided_known.may_be_between(before, after)
+            || self.divided_keywords.may_be_between(before, after)
+                && self.has_keyword_between(before, after)
+    }
+
+    fn has_keyword_between(&self, before: &[u8], after: &[u8]) -> bool {
+        let start = before.len().saturating_sub(self.keywords.max_pattern_len());
+        let before = before.get(start..).unwrap_or_default();
+        let after = after.get(..after.len().min(self.keywords.max_pattern_len()));
+        let text = [before, after.unwrap_or_default()].concat();
+        self.keywords.find_overlapping_iter(&text).any(|found| {
+            let Some((owner, exact)) = self.owners.get(found.pattern().as_usize()) else {
+                return false;
+            };
+            found.start() < before.len()
+                && found.end() > before.len()
+                && exact.as_ref().is_none_or(|exact| text.get(found.range()) == Some(exact))
+                && self.rules.get(*owner).is_some_and(is_divisible)
+        })
+    }
+
+    /// Whether a hit is a known secret, or has a format of its own.
+    pub(super) fn is_of_format(&self, hit: &Hit) -> bool {
+        self.rules.get(hit.id).is_none_or(|rule| rule.kind == Kind::Pattern && !rule.named)
+    }
+
+    /// Known secrets, and those with a format of their own, in joined strings.
+    pub(super) fn scan_joined(&self, text: &[u8], budget: &mut Budget) -> Result<Vec<Hit>, Spent> {
+        budget.decoded.take(text.len())?;
+        let mut hits = self.scan_layer(text, None, 0, budget)?;
+        hits.retain(|hit| self.rules.get(hit.id).is_none_or(is_divisible));
+        dedup(&mut hits);
         Ok(hits)
     }
 
@@ -437,7 +502,8 @@ impl Scanner {
         views(text, of, budget, &mut |view, budget| {
             let mut inner = self.scan_view(text, view, depth, budget)?;
             if view.is_joined {
-                let known = merged(found);
+                // A value that only its name marks may be the first part of one with a format.
+                let known = merged(found.iter().filter(|hit| self.is_of_format(hit)));
                 inner.retain(|hit| {
                     let has_end = self.rules.get(hit.id).is_some_and(|rule| rule.has_end);
                     has_end || is_new(&known, &hit.range, text, view)
@@ -481,16 +547,23 @@ impl Scanner {
             budget.scanned += text.len();
         }
         let mut hits = self.known_in(text);
+        if !self.everywhere.is_empty() {
+            budget.matched_everywhere =
+                budget.matched_everywhere.checked_sub(text.len()).ok_or(Spent)?;
+        }
         for window in self.windows(text) {
             let Some(rule) = self.rules.get(window.rule) else { continue };
             if view.is_some_and(|view| !view.is_decoded(&(window.start..window.end))) {
                 continue;
             }
             let left = match depth {
-                0 => &mut budget.matched_plain,
-                _ => &mut budget.matched_in_views,
+                _ if rule.keywords.is_empty() => None,
+                0 => Some(&mut budget.matched_plain),
+                _ => Some(&mut budget.matched_in_views),
             };
-            *left = left.checked_sub(window.end - window.start).ok_or(Spent)?;
+            if let Some(left) = left {
+                *left = left.checked_sub(window.end - window.start).ok_or(Spent)?;
+            }
             search(rule, text, &window, &self.allowed, &mut budget.rejected, &mut hits)?;
         }
         budget.clean.is_over |= !hits.is_empty();
@@ -551,6 +624,25 @@ impl Scanner {
         }
         windows
     }
+}
+
+/// A keyword in small letters, in capitals, and with a capital in front.
+fn in_cases(text: &str) -> Vec<String> {
+    let (small, capitals) = (text.to_ascii_lowercase(), text.to_ascii_uppercase());
+    let first = capitals.get(..1).unwrap_or_default();
+    let mixed = format!("{first}{}", small.get(1..).unwrap_or_default());
+    vec![text.to_owned(), small, capitals, mixed]
+}
+
+/// Whether a secret of a rule is found if strings divide it. The code of a country or the address of
+/// a host, with what is in the next string, is none.
+fn is_divisible(rule: &Rule) -> bool {
+    let is_plain = |text: &String| text.len() == 2 && text.bytes().all(|b| b.is_ascii_alphabetic());
+    rule.kind == Kind::Pattern
+        && rule.optional.is_none()
+        && !rule.named
+        && !rule.needs_user
+        && !rule.keywords.iter().any(is_plain)
 }
 
 /// Tries one rule in one window.
@@ -635,8 +727,8 @@ fn divide(text: &[u8], from: usize, at: usize) -> usize {
 }
 
 /// Ranges of hits, in order and disjoint.
-fn merged(hits: &[Hit]) -> Vec<Range<usize>> {
-    let mut ranges: Vec<_> = hits.iter().map(|hit| hit.range.clone()).collect();
+fn merged<'a>(hits: impl Iterator<Item = &'a Hit>) -> Vec<Range<usize>> {
+    let mut ranges: Vec<_> = hits.map(|hit| hit.range.clone()).collect();
     ranges.sort_unstable_by_key(|range| range.start);
     ranges.dedup_by(|next, last| {
         let joined = next.start < last.end;

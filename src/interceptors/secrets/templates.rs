@@ -51,6 +51,14 @@ fn generate(name: &str, length: usize, before: &str, seed: &mut Seed) -> Option<
         "digit19" => seed.draw("123456789", length),
         "alpha" => seed.draw(&format!("{LOWER}{UPPER}"), length),
         "lower" => seed.draw(LOWER, length),
+        "upper" => seed.draw(UPPER, length),
+        "luhn" => {
+            let run = before.bytes().rev().take_while(|b| b.is_ascii_digit() || *b == b' ').count();
+            let digits = [&before.as_bytes()[before.len() - run..], b"0"].concat();
+            ((10 - super::rules::luhn(&digits)) % 10).to_string()
+        }
+        // Replaced when the rest is known.
+        "iban" => "\u{1}".into(),
         "x" => "x".repeat(length),
         "sp" => " ".into(),
         "nl" => "\n".into(),
@@ -89,5 +97,15 @@ pub(super) fn expand(template: &str, seed: &mut Seed) -> String {
             }
         }
     }
-    out + rest
+    with_check_digits(out + rest)
+}
+
+/// Text with the check digits of an account number in place of their mark.
+fn with_check_digits(text: String) -> String {
+    let Some((before, after)) = text.split_once('\u{1}') else { return text };
+    let length = after.bytes().take_while(u8::is_ascii_alphanumeric).count();
+    let country = &before[before.len() - 2..];
+    let number = format!("{country}00{}", &after[..length]);
+    let digits = 98 - super::rules::iban(number.as_bytes());
+    format!("{before}{digits:02}{after}")
 }

@@ -2,9 +2,11 @@ mod allocations;
 mod bodies;
 mod encodings;
 mod files;
+mod groups;
 mod measurement;
 mod names;
 mod nested;
+mod split;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -341,7 +343,7 @@ fn flood_of_keywords_hides_no_token_after_it() {
         let flood = keyword.repeat((1 << 18) / keyword.len());
         let raw = json!([format!("{flood} {}", token())]).to_string();
         let report = tables
-            .inspect(Phase::Response, raw.as_bytes(), &[], None)
+            .inspect(Phase::Response, raw.as_bytes(), &[], None, b"")
             .map(|one| one.report)
             .unwrap();
         let shown = report.redacted.unwrap();
@@ -397,7 +399,7 @@ proptest! {
                 .collect()
         };
         let tables = secrets(&Config::default()).tables.load_full();
-        let report = tables.inspect(Phase::Response, with(&token()).to_string().as_bytes(), &[], None).map(|one| one.report).unwrap();
+        let report = tables.inspect(Phase::Response, with(&token()).to_string().as_bytes(), &[], None, b"").map(|one| one.report).unwrap();
         let expected = with("[redacted:github-token]");
         match report.redacted {
             Some(raw) => prop_assert_eq!(serde_json::from_slice::<Value>(&raw).unwrap(), expected),

@@ -306,6 +306,11 @@ pub(super) const ABOUT: &[&str] = &[
     "checker",
 ];
 
+/// Words in front of `token` that together denote something else: a part of the digest of a public key
+/// in names of .NET, and names of requests, so that a repeated one has no effect.
+pub(super) const HARMLESS_PAIRS: &[&[&str]] =
+    &[&["public", "key"], &["client", "request"], &["lifecycle", "action"], &["idempotency"]];
+
 /// Words in front of `token` that make it a cursor, a handle of a protocol, or a part of a text.
 pub(super) const HARMLESS_TOKENS: &[&str] = &[
     // Cursors and handles: they say where to go on, and open nothing.

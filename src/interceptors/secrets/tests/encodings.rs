@@ -520,7 +520,8 @@ fn work_on_members_is_linear() {
         format!("{}\"a\"{}", "[".repeat(100), "]".repeat(100)),
     ] {
         let mut budget = Budget::of(raw.len());
-        let report = payload::inspect_within(&mut budget, &scanner, &actions, raw.as_bytes(), None);
+        let report =
+            payload::inspect_within(&mut budget, &scanner, &actions, raw.as_bytes(), None, b"");
         assert!(report.is_ok(), "{raw:.60}");
         assert_paid(budget.scanned, raw.len(), &raw);
     }
@@ -557,8 +558,9 @@ fn exhausted_budget_is_a_fault() {
                 json!([{ "a": encoded }, bomb]),
             ] {
                 for phase in [Phase::Request, Phase::Response] {
-                    let fault =
-                        tables.inspect(phase, raw.to_string().as_bytes(), &[], None).unwrap_err();
+                    let fault = tables
+                        .inspect(phase, raw.to_string().as_bytes(), &[], None, b"")
+                        .unwrap_err();
                     assert!(fault.0.contains("too much encoded text"), "{fault}");
                 }
             }
@@ -632,7 +634,7 @@ fn ordinary_mail_is_scanned() {
             for text in [text, json] {
                 let raw = json!({ "content": [{ "type": "text", "text": text }] }).to_string();
                 let report = tables
-                    .inspect(Phase::Response, raw.as_bytes(), &[], None)
+                    .inspect(Phase::Response, raw.as_bytes(), &[], None, b"")
                     .map(|one| one.report);
                 let report =
                     report.unwrap_or_else(|fault| panic!("{} of {count}: {fault}", raw.len()));
@@ -718,7 +720,7 @@ fn encodings_hide_no_token() {
     for text in bypasses(&token) {
         for raw in [json!([text]), json!({ "a": json!([text]).to_string() })] {
             let report = tables
-                .inspect(Phase::Request, raw.to_string().as_bytes(), &[], None)
+                .inspect(Phase::Request, raw.to_string().as_bytes(), &[], None, b"")
                 .map(|one| one.report)
                 .unwrap();
             assert!(report.refuse, "{text:.200}");

@@ -71,7 +71,7 @@ fn every_rule_finds_its_secret_in_every_encoding() {
             let text = format!("(start) | {encoded} | (end)");
             let raw = json!({ "content": [{ "type": "text", "text": text }] }).to_string();
             let report = tables
-                .inspect(Phase::Response, raw.as_bytes(), &[], None)
+                .inspect(Phase::Response, raw.as_bytes(), &[], None, b"")
                 .map(|one| one.report)
                 .unwrap();
             let group = match is_held_out(&source.id) {
@@ -98,7 +98,7 @@ fn every_rule_finds_its_secret_in_every_encoding() {
                 assert!(!shown.contains(first) && !shown.contains(last), "{what}");
             }
             let again = tables
-                .inspect(Phase::Response, &redacted, &[], None)
+                .inspect(Phase::Response, &redacted, &[], None, b"")
                 .map(|one| one.report)
                 .unwrap();
             assert_eq!(again, Report::default(), "{what}");
@@ -338,6 +338,7 @@ fn findings_and_throughput_on_a_corpus() {
             &tables.response,
             raw.as_bytes(),
             None,
+            b"",
         );
         let seconds = start.elapsed().as_secs_f64();
         searched += budget.scanned;
@@ -345,7 +346,7 @@ fn findings_and_throughput_on_a_corpus() {
         if raw.len() >= MIN_WORST_BYTES {
             worst.push((seconds * 1e9 / raw.len() as f64, path));
         }
-        let Ok(report) = report else {
+        let Ok((report, _)) = report else {
             faults.push(path);
             continue;
         };
@@ -410,7 +411,7 @@ fn throughput_of_ordinary_answers() {
         };
         let scan = best(&|| {
             let report = tables
-                .inspect(Phase::Response, raw.as_bytes(), &[], None)
+                .inspect(Phase::Response, raw.as_bytes(), &[], None, b"")
                 .map(|one| one.report)
                 .unwrap();
             assert_eq!(report, Report::default());
@@ -429,7 +430,7 @@ fn time_of_the_worst_inputs() {
         let raw = json!([text]).to_string();
         let start = Instant::now();
         let report =
-            tables.inspect(Phase::Response, raw.as_bytes(), &[], None).map(|one| one.report);
+            tables.inspect(Phase::Response, raw.as_bytes(), &[], None, b"").map(|one| one.report);
         (start.elapsed().as_secs_f64() * 1e3 / (raw.len() as f64 / 1e6), report)
     };
     for (text, _) in hostile_texts(1 << 20) {

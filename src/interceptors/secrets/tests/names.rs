@@ -261,3 +261,72 @@ async fn other_members_are_not_secrets() {
         assert_eq!(response(&secrets, &raw.to_string()).await, Verdict::pass(), "{raw}");
     }
 }
+
+#[tokio::test]
+async fn reference_is_a_whole_value() {
+    let secrets = secrets(&Config::default());
+    for reference in
+        ["$TOKEN_A", "${token2}", "$(cat token2)", "<token-2>", "{{token2}}", "%TOKEN2%"]
+    {
+        let raw = json!({ "password": reference }).to_string();
+        assert_eq!(response(&secrets, &raw).await, Verdict::pass(), "{raw}");
+    }
+    for password in ["$unter2!", "<unter2!", "{unter2!", "%unter2!"] {
+        let raw = json!({ "password": password }).to_string();
+        let redacted = json!({ "password": "[redacted:named-member]" }).to_string();
+        assert_eq!(replacement(&response(&secrets, &raw).await), redacted);
+    }
+}
+
+#[test]
+fn random_value_is_not_repetitive() {
+    let scanner = scanner();
+    for value in [
+        "GDE43t43REGTrkilg43934t34qT43t4dgegerGEgg",
+        "peWcBiMOS9HrZG15peWcBiMOS9HrZG15",
+        "a1b2a1b2a1b2a1b2a1b2",
+    ] {
+        assert_eq!(found(&scanner, &format!("api_key: '{value}'")), Vec::<&str>::new(), "{value}");
+    }
+    for template in
+        ["{base62:20}", "{base62:41}", "{hex:40}", "{hex:64}", "{base36:32}", "{upper36:40}"]
+    {
+        let all = (0..1_000).map(|seed| expand(template, &mut Seed::new(seed)));
+        let count = all.filter(|value| assigned::is_repetitive(value.as_bytes())).count();
+        assert!(count <= 2, "{template}: {count} of 1000");
+    }
+}
+
+#[test]
+fn assigned_texts_that_are_no_keys_are_clean() {
+    let scanner = scanner();
+    for text in [
+        "arn:aws:secretsmanager:eu-west-1:1234:secret:ProdStore-a1b2c3X",
+        "KdcAdminPassword: XmlStringMaxLen256;",
+        "client_secret: {base62:40}...",
+        "client_secret: {base62:40}…",
+        "clientSecret: VERYLONGSECRET{base62:40}",
+        "ClientRequestToken: '{hex:8}-{hex:4}-4{hex:3}-a{hex:3}-{hex:12}'",
+        "System.Core, PublicKeyToken={hex:16}",
+    ] {
+        let text = made(text);
+        assert_eq!(found(&scanner, &text), Vec::<&str>::new(), "{text}");
+    }
+    for text in ["secret:{base62:40}", "client_secret: {base62:40}.", "a:b, secret: '{base62:40}'"]
+    {
+        assert_eq!(found(&scanner, &made(text)), ["named-secret"], "{text}");
+    }
+}
+
+#[tokio::test]
+async fn published_examples_are_clean() {
+    let secrets = secrets(&Config::default());
+    // Of RFC 6749, in two parts.
+    let token = ["2YotnFZFEjr", "1zCsicMWpAA"].concat();
+    for text in [json!({ "access_token": token }), json!([format!("access_token={token}")])] {
+        assert_eq!(response(&secrets, &text.to_string()).await, Verdict::pass(), "{text}");
+    }
+    let other = token.replace("2Yot", "2Zot");
+    let verdict = response(&secrets, &json!({ "access_token": other }).to_string()).await;
+    assert!(matches!(verdict.decision, Decision::Replace(_)));
+}

@@ -83,12 +83,12 @@ fn every_rule_finds_its_secret_in_nested_text() {
                 cases += 1;
 
                 let report = tables
-                    .inspect(Phase::Request, raw.as_bytes(), &[], None)
+                    .inspect(Phase::Request, raw.as_bytes(), &[], None, b"")
                     .map(|one| one.report)
                     .unwrap();
                 assert!(report.refuse, "{what}: {text}");
                 let report = tables
-                    .inspect(Phase::Response, raw.as_bytes(), &[], None)
+                    .inspect(Phase::Response, raw.as_bytes(), &[], None, b"")
                     .map(|one| one.report)
                     .unwrap();
                 let redacted = report.redacted.unwrap_or_else(|| panic!("{what}: {text}"));
