@@ -81,10 +81,15 @@ fn json(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A part of a systemd unit: assignments below sections, and a command of ours.
+/// A part of a systemd unit: assignments below sections. A service has a command of ours, and a
+/// socket has the default address.
 fn unit(text: &str) -> Result<(), String> {
     let assignments: BTreeMap<_, _> =
         text.lines().filter_map(|line| line.split_once('=')).collect();
+    if let Some(address) = assignments.get("ListenStream") {
+        let default = portcullis_config::Listen::default().http.to_string();
+        return (*address == default).then_some(()).ok_or(format!("not {default}"));
+    }
     let start = assignments.get("ExecStart").ok_or("it has no `ExecStart`")?;
     commands::shell(start, commands::Whole::Yes)
 }
