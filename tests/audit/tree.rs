@@ -267,6 +267,8 @@ async fn wrong_index_is_never_signed() {
                 let segment = &log.segments()[at];
                 let what = format!("segment {at}: index {name}");
                 match name {
+                    // The newest has no blocks yet, so it has no index.
+                    _ if at + 1 == SEGMENTS => continue,
                     "removed" => fs::remove_dir_all(segment.join("index")).unwrap(),
                     "flipped" => {
                         let db = segment.join("index/db");
@@ -276,8 +278,6 @@ async fn wrong_index_is_never_signed() {
                         }
                         fs::write(&db, bytes).unwrap();
                     }
-                    // The newest has no blocks yet.
-                    _ if at + 1 == SEGMENTS => continue,
                     "lies" => lie(segment),
                     _ => {
                         lie(segment);
@@ -301,7 +301,8 @@ async fn changed_signed_records_are_not_signed_again() {
         bytes[at] ^= 1;
         fs::write(&records, bytes).unwrap();
         for segment in made.segments() {
-            fs::remove_dir_all(segment.join("index")).unwrap();
+            // The newest has neither.
+            let _ = fs::remove_dir_all(segment.join("index"));
             let _ = fs::remove_file(segment.join("segment.json"));
         }
         assert_eq!(signing_outcome(&made, "a changed record").await, SigningOutcome::Refused);
