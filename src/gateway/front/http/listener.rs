@@ -53,9 +53,8 @@ const HEADERS: Duration = Duration::from_secs(10);
 const WRITE: Duration = Duration::from_secs(30);
 /// Time for connections to end when the proxy stops.
 const GRACE: Duration = Duration::from_secs(2);
-/// Time for the first request of a new connection when the proxy stops. The client has sent it, or
-/// is about to.
-const FIRST_REQUEST: Duration = Duration::from_millis(500);
+/// Time for requests that are in transit when the proxy stops.
+pub const IN_TRANSIT: Duration = Duration::from_millis(500);
 /// Connections that the system holds until they are accepted. Linux limits them to
 /// `net.core.somaxconn`, 4096 by default. If they are too few, a flood makes a client wait a second
 /// for its system's retry.
@@ -281,7 +280,8 @@ impl Shared {
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = self.closing.cancelled() => {
-                let mut wait = pin!(tokio::time::sleep(FIRST_REQUEST));
+                // The client of a new connection has sent its request, or is about to.
+                let mut wait = pin!(tokio::time::sleep(IN_TRANSIT));
                 let ended = poll_fn(|context| {
                     if let Poll::Ready(ended) = connection.as_mut().poll(context) {
                         return Poll::Ready(Some(ended));

@@ -44,7 +44,7 @@ use admit::{AuthMode, Front, NotAdmitted, PathParams, Peer};
 use request_checks::DetectedEra;
 
 pub use admit::AS;
-pub use listener::Listener;
+pub use listener::{IN_TRANSIT, Listener};
 
 const SESSION: &str = "mcp-session-id";
 

@@ -41,7 +41,7 @@ pub(super) async fn serve(
     let bounds = connection_bounds(loaded);
     let tasks = proxy.fair_tasks.clone();
     let network = listener.serve(routes, &loaded.config.listen, bounds, tasks, stop.clone());
-    let network = tokio::spawn(network);
+    let mut network = tokio::spawn(network);
     let local = admin::audit_routes(proxy.audit.clone(), stop.clone())
         .merge(admin::keeping_routes(proxy.clone()))
         .merge(admin::approval_routes(proxy.clone()))
@@ -76,9 +76,14 @@ pub(super) async fn serve(
     tracing::info!(reason, "stopping");
     drop(announced);
     stop.cancel();
+    // Until then, requests that clients have already sent are still processed.
+    let in_transit = tokio::time::timeout(2 * front::http::IN_TRANSIT, &mut network);
+    let has_ended = in_transit.await.is_ok();
     // Clients in flight need the proxy, which lets their requests end.
     proxy.close(reason).await;
-    let _ = network.await;
+    if !has_ended {
+        let _ = network.await;
+    }
     let _ = local.await;
     Ok(())
 }
