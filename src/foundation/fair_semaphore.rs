@@ -81,9 +81,9 @@ impl<K: Clone + Eq + Hash> FairSemaphore<K> {
         Some(FairPermit { _own: own, _all: all })
     }
 
-    /// Whether a permit is free for someone.
-    pub fn has_free(&self) -> bool {
-        self.all.available_permits() > 0
+    /// Whether a permit is free for this principal.
+    pub fn has_free(&self, who: &K) -> bool {
+        self.all.available_permits() > 0 && self.own(who).available_permits() > 0
     }
 
     fn own(&self, who: &K) -> Arc<Semaphore> {
@@ -134,6 +134,7 @@ mod tests {
         let turns = FairSemaphore::with_reserve(16);
         let all: Vec<_> = std::iter::from_fn(|| turns.try_next(&"busy")).collect();
         assert_eq!(all.len(), 14);
+        assert!(!turns.has_free(&"busy") && turns.has_free(&"a"));
         assert!(turns.try_next(&"a").is_some());
         // Few permits have no reserve.
         let turns = FairSemaphore::with_reserve(7);
@@ -145,9 +146,9 @@ mod tests {
     fn free_permit_is_taken_at_once() {
         let turns = FairSemaphore::new(2);
         let all = [turns.try_next(&"a").unwrap(), turns.try_next(&"a").unwrap()];
-        assert!(turns.try_next(&"b").is_none() && !turns.has_free());
+        assert!(turns.try_next(&"b").is_none() && !turns.has_free(&"b"));
         drop(all);
-        assert!(turns.has_free());
+        assert!(turns.has_free(&"b"));
         assert!(turns.try_next(&"b").is_some());
     }
 

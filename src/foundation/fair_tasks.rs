@@ -359,6 +359,12 @@ impl<K: Key> Wake for Task<K> {
                         return;
                     }
                 }
+                // The next poll must see what happened before this wake-up, so the phase is written.
+                same @ (phase::QUEUED | phase::WOKEN) => {
+                    if self.change(same, same) {
+                        return;
+                    }
+                }
                 _ => return,
             }
         }

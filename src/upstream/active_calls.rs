@@ -83,7 +83,7 @@ impl ActiveCalls {
     /// # Errors
     /// [`CallError::Overloaded`].
     pub fn ensure_room(&self, client: &PrincipalKind) -> Result<(), CallError> {
-        match self.permits.has_free() {
+        match self.permits.has_free(&Some(client.clone())) {
             true => Ok(()),
             false => self.waiting(&self.calls.lock(), client).map(|_| ()),
         }
@@ -222,6 +222,20 @@ mod tests {
         assert_eq!((calls.count(), calls.begun()), (0, 3));
         assert_eq!(calls.ensure_room(&busy), Ok(()));
         assert!(calls.calls.lock().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn room_in_the_reserve_is_for_others() {
+        let calls = ActiveCalls::new(16, 4);
+        let (busy, other) = (client("busy"), client("other"));
+        let held: Vec<_> =
+            (0..14).map(|_| calls.admit(Some(&busy)).now_or_never().unwrap().unwrap()).collect();
+        let mut queued: Vec<_> = (0..2).map(|_| Box::pin(calls.admit(Some(&busy)))).collect();
+        assert!(queued.iter_mut().all(|call| call.now_or_never().is_none()));
+        assert!(calls.ensure_room(&busy).is_err());
+        assert_eq!(calls.ensure_room(&other), Ok(()));
+        drop((queued, held));
+        assert_eq!(calls.ensure_room(&busy), Ok(()));
     }
 
     #[tokio::test]

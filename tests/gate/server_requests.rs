@@ -121,6 +121,21 @@ async fn suspended_call_survives_a_restart_of_the_proxy() {
 }
 
 #[tokio::test]
+async fn suspended_call_is_resumed_although_the_server_has_no_room() {
+    let written = Setup::everything("legacy").write();
+    let full = "runtime = \"sandbox\"\nconcurrent = 1\nqueue = 0\n";
+    written.put(&written.config().replace("runtime = \"sandbox\"", full));
+    let gate = written.start().await;
+    let agent = askable(&gate, None);
+    let asked = agent.ask("tools/call", call("who?", None)).await.unwrap();
+    let refused = agent.ask("tools/call", call("another", None)).await.unwrap_err();
+    assert_eq!(code_of(&refused), "server-overloaded");
+    let done = agent.ask("tools/call", call("who?", Some((&asked, accept())))).await.unwrap();
+    assert!(done["content"][0]["text"].as_str().unwrap().contains("ann"), "{done:#}");
+    gate.stop().await;
+}
+
+#[tokio::test]
 async fn server_request_is_decided_and_recorded() {
     for era in ["legacy", "modern"] {
         let gate = Setup::everything(era)

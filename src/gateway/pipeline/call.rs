@@ -124,6 +124,8 @@ impl ServerCalls {
 
     /// Refuses a request that the queue of its instance has no room for. It would be refused when
     /// it is sent, too. Without an intent, that costs less, so an overload leaves more for others.
+    /// A request that resumes a suspended call passes: that call is in flight, and its end makes
+    /// room.
     ///
     /// # Errors
     /// `server-overloaded`.
@@ -132,6 +134,9 @@ impl ServerCalls {
         server: &Arc<Server>,
         exchange: &Exchange,
     ) -> Result<(), Refusal> {
+        if exchange.request.value().get("requestState").is_some() {
+            return Ok(());
+        }
         let Some(mut instance) = server.at(client.party_key(server).as_ref()) else {
             return Ok(());
         };

@@ -340,19 +340,20 @@ impl Pipeline {
             return Err(self.builtin.unknown_tool(client, exchange, name));
         }
         mirrored_headers::check(self.recorder(), client, exchange, &sent)?;
-        if let Some(server) = &server
-            && !matches!(exchange.target, Target::None)
-        {
-            ServerCalls::ensure_room(client, server, exchange)?;
-        }
         self.stages.obligations.apply(exchange, record).await?;
         // The decision was about the entry that had the server's name then. The config may have
         // changed since, because a person's approval takes time.
         if let Some(server) = server.as_ref().filter(|_| counts) {
             server.ensure_started()?;
         }
+        let destination = Destination::of(exchange, server);
+        if let Destination::Server(server) = &destination
+            && !matches!(exchange.target, Target::None)
+        {
+            ServerCalls::ensure_room(client, server, exchange)?;
+        }
         self.stages.record_intent(exchange, record).await?;
-        Ok(Destination::of(exchange, server))
+        Ok(destination)
     }
 
     /// Finds the target of an exchange, and its server if there is only one.

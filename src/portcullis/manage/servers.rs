@@ -32,7 +32,7 @@ pub fn unknown(loaded: &Loaded, name: &ServerName) -> anyhow::Error {
     match near.first() {
         Some(near) => anyhow::anyhow!("there is no server `{name}`; did you mean `{near}`?"),
         None if names.is_empty() => anyhow::anyhow!(
-            "there is no server `{name}`, and no other one: `portcullis add` adds a server"
+            "there is no server `{name}`: the config has no servers, and `portcullis add` adds one"
         ),
         None => {
             anyhow::anyhow!("there is no server `{name}`; the config has `{}`", names.join("`, `"))
