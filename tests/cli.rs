@@ -214,7 +214,10 @@ fn unknown_server_is_answered_with_the_known_ones() {
         assert!(code == 1 && err.contains(text), "{err}");
     }
     let (code, _, err) = run(folder("").path(), &["server", "rm", "one"]);
-    assert!(code == 1 && err.contains("`portcullis add` adds a server"), "{err}");
+    assert!(
+        code == 1 && err.contains("the config has no servers, and `portcullis add` adds one"),
+        "{err}"
+    );
 }
 
 #[test]
